@@ -1,0 +1,242 @@
+"""Typed configurations. An unknown key is an error that names the nearest known one.
+
+A recipe is one `Recipe`. Parts that are chosen by name (a backbone, an encoder, a source, an
+objective) are written `{name: pixart, depth: 6, ...}`: `resolve("backbones", spec)` imports
+`gesso.backbones.pixart` and validates the rest with that module's `Config`. So adding a part adds
+a file and edits no list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gesso.types import GessoError
+
+Spec = dict[str, Any]
+"""`{"name": ..., option: value, ...}`: a part chosen by name."""
+
+
+class Config(BaseModel):
+    """Base of every configuration: unknown keys are refused, fields are validated on change."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class DiffusionConfig(Config):
+    """The noise path, what the network predicts on it, and where training puts its timesteps."""
+
+    path: Literal["ddpm", "flow"] = "ddpm"
+    prediction: Literal["epsilon", "x0", "v", "flow"] = "epsilon"
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    shift: float = 1.0  # flow only: t -> shift t / (1 + (shift - 1) t)
+
+
+class DataConfig(Config):
+    """Where pictures come from and how they are cut and captioned."""
+
+    source: Spec = Field(default_factory=lambda: {"name": "scenes"})
+    size: int = 64  # base size in pixels: pictures have about size**2 pixels
+    buckets: bool = False  # aspect-ratio buckets around `size`; False: centre-cropped squares
+    caption_weights: dict[str, float] | None = None  # by caption kind; None: all captions alike
+    cache: str | None = None  # folder written by `gesso encode`; None: encode at the start
+    limit: int | None = None  # use only the first so many pictures
+    background: str = "white"  # RGBA pictures are composited on this colour
+
+
+class TrainConfig(Config):
+    """The loop: length, optimiser, precision, what is logged and kept."""
+
+    steps: int = 1000
+    minutes: float | None = None  # wall-clock budget; the schedule follows time instead of steps
+    batch_size: int = 64  # per optimiser step, before accumulation
+    accumulate: int = 1  # micro-batches per step; each has batch_size pictures
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: int = 100
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
+    clip: float = 1.0  # gradient norm; 0: off
+    ema: float = 0.999
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; weights stay float32
+    compile: bool = False
+    device: str = "auto"
+    log_every: int = 20
+    validate_every: int = 0  # steps between validation pictures and losses; 0: at the end only
+    save_every: int = 500
+    keep: int = 2  # checkpoints kept for resuming
+    max_skipped: int = 0  # non-finite or exploding losses that may be skipped before stopping
+
+
+class SampleConfig(Config):
+    """The generation contract: what makes a picture besides prompt and seed."""
+
+    sampler: Literal["dpm_solver", "ddim", "euler", "heun"] = "dpm_solver"
+    num_inference_steps: int = Field(default=20, ge=1)
+    guidance_scale: float = Field(default=4.5, ge=0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the steps that is guided
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
+    height: int = 64
+    width: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    null: Literal["empty", "learned"] = "empty"  # the unconditional branch: text("") or backbone's
+
+
+class ValidationConfig(Config):
+    """Fixed prompts and seeds painted during training."""
+
+    prompts: list[str] = Field(default_factory=list)
+    seed: int = 0
+    holdout: int = 64  # pictures kept out of training for the fixed-grid validation loss
+
+
+class Recipe(Config):
+    """A whole training: what `gesso train` runs and `gesso.json` records."""
+
+    name: str
+    about: str = ""
+    seed: int = 0
+    image_encoder: Spec
+    text_encoder: Spec
+    backbone: Spec
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
+    objective: Spec = Field(default_factory=lambda: {"name": "denoise"})
+    data: DataConfig = Field(default_factory=DataConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    sample: SampleConfig = Field(default_factory=SampleConfig)
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A hint ", did you mean 'x'?" for the closest known word, or a list of all."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def validate(model: type[Config], values: dict[str, Any], where: str) -> Any:
+    """Validate `values`; the first problem becomes one sentence.
+
+    Raises:
+        GessoError: an unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as e:
+        problem = e.errors()[0]
+        path = ".".join(str(p) for p in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(model, list(problem["loc"])[:-1])
+            hint = nearest(str(problem["loc"][-1]), known)
+            raise GessoError(f"{where} has an unknown key {path!r}: {hint}") from None
+        if problem["type"] == "missing":
+            raise GessoError(f"{where} lacks the key {path!r}: add it.") from None
+        raise GessoError(
+            f"{where}: {path} = {problem.get('input')!r} is not valid: {problem['msg'].lower()}."
+        ) from None
+
+
+def _fields_at(model: type[Config], loc: list[Any]) -> list[str]:
+    for part in loc:
+        inner = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, Config)):
+            break
+        model = inner
+    return list(model.model_fields)
+
+
+def modules(kind: str) -> list[str]:
+    """Names that can be chosen for a kind ("backbones", "encoders.text", "data.sources", ...)."""
+    package = importlib.import_module(f"gesso.{kind}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
+
+
+def module(kind: str, name: str) -> Any:
+    """Import `gesso.<kind>.<name>`; dashes in the name stand for underscores.
+
+    Raises:
+        GessoError: no such module, with the nearest names.
+    """
+    file = str(name).replace("-", "_")
+    if file not in modules(kind):
+        raise GessoError(f"There is no {kind} called {name!r}: {nearest(file, modules(kind))}")
+    return importlib.import_module(f"gesso.{kind}.{file}")
+
+
+def resolve(kind: str, spec: Spec) -> tuple[Any, Any]:
+    """(module, validated options) for a part chosen by name. The module has `Config` and `build`.
+
+    Raises:
+        GessoError: no name, an unknown name or an unknown option.
+    """
+    if "name" not in spec:
+        raise GessoError(f"{kind} {spec!r} lacks 'name': one of {', '.join(modules(kind))}.")
+    found = module(kind, spec["name"])
+    options = {k: v for k, v in spec.items() if k != "name"}
+    return found, validate(found.Config, options, f"{kind} {spec['name']!r}")
+
+
+def build(kind: str, spec: Spec) -> Any:
+    """Build a part chosen by name: `module.build(options)`."""
+    found, options = resolve(kind, spec)
+    return found.build(options)
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
+    """A recipe by name (`gesso/recipes/NAME.yaml`) or path, with `key.sub=value` overrides.
+
+    Values are read as YAML, so `train.lr=1e-4`, `data.buckets=true` and lists work.
+
+    Raises:
+        GessoError: no such recipe, broken YAML, an unknown key, an override without "=".
+    """
+    import yaml
+
+    shipped = {p.stem: p for p in (Path(__file__).parent / "recipes").glob("*.yaml")}
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise GessoError(f"There is no recipe file {str(path)!r}: give a path that exists.")
+    elif name_or_path in shipped:
+        path = shipped[name_or_path]
+    else:
+        hint = nearest(name_or_path, list(shipped))
+        raise GessoError(f"There is no recipe called {name_or_path!r}: {hint}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        first = str(e).splitlines()[0]
+        raise GessoError(f"{path} is not readable YAML: {first}.") from None
+    if not isinstance(values, dict):
+        raise GessoError(f"{path} is not a recipe: it holds no key-value pairs.")
+    for item in overrides or []:
+        _override(values, item)
+    return validate(Recipe, values, f"Recipe {path.name}")
+
+
+def _override(values: dict[str, Any], item: str) -> None:
+    import yaml
+
+    key, eq, text = item.partition("=")
+    if not eq or not key:
+        raise GessoError(f"The override {item!r} is not of the form key=value: write train.lr=1e-4.")
+    *parents, last = key.split(".")
+    for part in parents:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise GessoError(f"The override {item!r} reaches into {part!r}, which has no keys.")
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    values[last] = value
