@@ -106,8 +106,8 @@ class Recipe(Config):
     about: str = ""
     seed: int = 0
     image_encoder: Spec
-    text_encoder: Spec
-    backbone: Spec
+    text_encoder: Spec | None = None  # None, and no backbone: a recipe that trains the encoder
+    backbone: Spec | None = None
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     objective: Spec = Field(default_factory=lambda: {"name": "denoise"})
     data: DataConfig = Field(default_factory=DataConfig)

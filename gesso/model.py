@@ -1,0 +1,308 @@
+"""A model: backbone, encoders, diffusion and generation contract, and the folder they live in.
+
+A checkpoint folder is self-contained and holds no code and no pickle:
+    model.safetensors   the trained weights (EMA), keys `backbone.*`, `text_encoder.*`, ...
+    gesso.json          what to build, the encoders' fingerprints, the generation contract
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gesso import __version__
+from gesso.config import (
+    Config,
+    DiffusionConfig,
+    Recipe,
+    SampleConfig,
+    Spec,
+    build,
+    resolve,
+    validate,
+)
+from gesso.diffusion.denoiser import Denoiser
+from gesso.diffusion.paths import Path as NoisePath
+from gesso.diffusion.paths import make_path
+from gesso.types import GessoError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "gesso.json"
+FORMAT = 1
+
+
+class Description(Config):
+    """`gesso.json`: everything but the weights."""
+
+    format: int = FORMAT
+    gesso: str = __version__
+    name: str
+    step: int = 0
+    fingerprint: str = ""
+    image_encoder: Spec
+    text_encoder: Spec | None = None
+    backbone: Spec | None = None
+    encoder_fingerprints: dict[str, str] = {}
+    diffusion: DiffusionConfig
+    sample: SampleConfig
+
+
+@dataclass
+class Model:
+    """The parts of a text-to-image model, built and on one device.
+
+    Attributes:
+        description: what `gesso.json` says.
+        image_encoder, text_encoder, backbone: the modules; the last two are None while an image
+            encoder is being trained on its own.
+    """
+
+    description: Description
+    image_encoder: Any
+    text_encoder: Any = None
+    backbone: Any = None
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> Model:
+        """Build freshly initialised parts; the draw is fixed by `recipe.seed`.
+
+        Raises:
+            GessoError: an unknown part or option.
+        """
+        description = Description(
+            name=recipe.name,
+            image_encoder=recipe.image_encoder,
+            text_encoder=recipe.text_encoder,
+            backbone=recipe.backbone,
+            diffusion=recipe.diffusion,
+            sample=recipe.sample,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            return cls._build(description)
+
+    @classmethod
+    def _build(cls, description: Description) -> Model:
+        d = description.model_copy()
+        d.image_encoder = _complete("encoders.image", d.image_encoder)
+        image_encoder = build("encoders.image", d.image_encoder)
+        text_encoder = backbone = None
+        if d.text_encoder is not None:
+            d.text_encoder = _complete("encoders.text", d.text_encoder)
+            text_encoder = build("encoders.text", d.text_encoder)
+        if d.backbone is not None:
+            # Widths that follow from the encoders need not be written in a recipe.
+            implied = {"in_channels": image_encoder.channels}
+            if text_encoder is not None:
+                implied["text_dim"] = text_encoder.dim
+            d.backbone = _complete("backbones", implied | d.backbone)
+            backbone = build("backbones", d.backbone)
+        model = cls(d, image_encoder, text_encoder, backbone)
+        model.description.encoder_fingerprints = {
+            name: part.fingerprint()
+            for name, part in model.parts().items()
+            if name != "backbone" and name not in model.trained()
+        }
+        return model
+
+    @property
+    def name(self) -> str:
+        return self.description.name
+
+    @property
+    def sample(self) -> SampleConfig:
+        """The generation contract."""
+        return self.description.sample
+
+    @property
+    def path(self) -> NoisePath:
+        return make_path(self.description.diffusion)
+
+    def denoiser(self) -> Denoiser:
+        """The backbone as a denoiser on its path."""
+        return Denoiser(self.backbone, self.path, self.description.diffusion.prediction)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules by name."""
+        named = {
+            "image_encoder": self.image_encoder,
+            "text_encoder": self.text_encoder,
+            "backbone": self.backbone,
+        }
+        return {name: part for name, part in named.items() if part is not None}
+
+    def trained(self) -> dict[str, nn.Module]:
+        """The parts whose weights belong to this model; other encoders are named, not stored."""
+        if self.backbone is None:
+            return {"image_encoder": self.image_encoder}
+        trained = {"backbone": self.backbone}
+        if self.text_encoder is not None and self.text_encoder.trainable:
+            trained["text_encoder"] = self.text_encoder
+        return trained
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move every part to a device."""
+        for part in self.parts().values():
+            part.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.image_encoder.parameters()).device
+
+    def state(self) -> dict[str, Tensor]:
+        """The trained parts' tensors, keys `part.tensor`."""
+        return {
+            f"{name}.{key}": value
+            for name, part in self.trained().items()
+            for key, value in part.state_dict().items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor], where: str) -> None:
+        """Load tensors strictly.
+
+        Args:
+            state: keys as `state()` gives them.
+            where: the file's name, for messages.
+
+        Raises:
+            GessoError: a tensor is missing, left over or of another shape (names the first few).
+        """
+        own = self.state()
+        problems = [
+            ("lacks", sorted(own.keys() - state.keys())),
+            ("has the unknown", sorted(state.keys() - own.keys())),
+        ]
+        for what, keys in problems:
+            if keys:
+                raise GessoError(
+                    f"{where} {what} tensors {_first(keys)}: it does not fit its {DESCRIPTION}."
+                )
+        for key, value in state.items():
+            if value.shape != own[key].shape:
+                raise GessoError(
+                    f"{where}: {key} has shape {tuple(value.shape)} where the model has "
+                    f"{tuple(own[key].shape)}: it does not fit its {DESCRIPTION}."
+                )
+        for name, part in self.trained().items():
+            cut = len(name) + 1
+            part.load_state_dict({k[cut:]: v for k, v in state.items() if k[:cut] == f"{name}."})
+
+    def save(
+        self,
+        folder: Path,
+        state: Mapping[str, Tensor] | None = None,
+        *,
+        step: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Write `model.safetensors` and `gesso.json` into an existing folder.
+
+        Args:
+            folder: existing folder; atomicity of the whole is the caller's.
+            state: tensors to write instead of the modules' own (the EMA weights).
+            step: recorded in the description.
+            dtype: of floating tensors on disk; None keeps theirs.
+        """
+        tensors = {
+            k: (v.to(dtype) if dtype is not None and v.is_floating_point() else v)
+            .detach()
+            .cpu()
+            .contiguous()
+            for k, v in (state or self.state()).items()
+        }
+        described = self.description.model_copy(
+            update={"step": step, "fingerprint": fingerprint(tensors), "gesso": __version__}
+        )
+        save_file(tensors, folder / WEIGHTS)
+        (folder / DESCRIPTION).write_text(json.dumps(described.model_dump(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Model:
+        """Load a checkpoint folder.
+
+        Raises:
+            GessoError: a file is missing, truncated or does not fit, or a frozen encoder is not
+                the one that the model was trained with.
+        """
+        description = read_description(folder)
+        state = read_tensors(folder / WEIGHTS)
+        expected = dict(description.encoder_fingerprints)
+        model = cls._build(description)
+        for name, found in model.description.encoder_fingerprints.items():
+            if name in expected and expected[name] != found:
+                raise GessoError(
+                    f"{folder} was trained with another {name} ({expected[name]}) than the one "
+                    f"found here ({found}): restore that encoder's files."
+                )
+        model.load_state(state, str(folder / WEIGHTS))
+        return model
+
+
+def read_description(folder: Path) -> Description:
+    """Read and check `gesso.json`.
+
+    Raises:
+        GessoError: no such file, broken JSON, an unknown key or a newer format.
+    """
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        raise GessoError(f"{folder} is not a gesso model: it has no {DESCRIPTION}.")
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as e:
+        raise GessoError(f"{file} is not readable JSON: {e}.") from None
+    if values.get("format", FORMAT) > FORMAT:
+        raise GessoError(f"{file} was written by a newer gesso: upgrade gesso to load it.")
+    return validate(Description, values, str(file))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file.
+
+    Raises:
+        GessoError: the file is missing, truncated or no safetensors file.
+    """
+    if not file.is_file():
+        raise GessoError(f"{file} is missing: the model folder is incomplete.")
+    try:
+        with safe_open(file, framework="pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as e:
+        raise GessoError(
+            f"{file} is truncated or not a safetensors file ({e}): copy or save it again."
+        ) from None
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits over names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        value = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _complete(kind: str, spec: Spec) -> Spec:
+    """The spec with every default written out, so that later defaults cannot change a model."""
+    _, options = resolve(kind, spec)
+    return {"name": spec["name"], **options.model_dump(mode="json")}
+
+
+def _first(keys: Iterable[str], most: int = 4) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
