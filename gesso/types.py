@@ -198,3 +198,17 @@ class LossOut:
 
     loss: Tensor
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
+
+
+class Phase(NamedTuple):
+    """One optimiser's turn in a training step.
+
+    Attributes:
+        name: what `Objective.loss` is asked for, and the prefix of its metrics.
+        learns: names of the roles whose weights this phase updates.
+        every: it runs on steps divisible by this number.
+    """
+
+    name: str
+    learns: tuple[str, ...]
+    every: int = 1
