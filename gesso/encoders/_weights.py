@@ -1,0 +1,74 @@
+"""Finding, reading and fingerprinting the weights of encoders."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gesso.types import GessoError
+
+PACKAGE = "package:"
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Every tensor of one safetensors file.
+
+    Raises:
+        GessoError: the file is missing, truncated or not in the safetensors format.
+    """
+    if not file.is_file():
+        raise GessoError(f"There is no weight file {str(file)!r}: give a path that exists.")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as e:
+        raise GessoError(
+            f"{str(file)!r} is truncated or not a safetensors file ({e}): copy or save it again."
+        ) from None
+
+
+def locate(path: str, marker: str = "config.json") -> str:
+    """Turn a recipe's path into what `from_pretrained` takes.
+
+    `package:NAME` names the folder inside the installed Python package NAME that holds `marker`
+    (the shallowest one); `package:NAME/sub/folder` names it outright. Anything else is a folder or
+    a hub id and is returned unchanged.
+
+    Raises:
+        GessoError: the package is not installed or holds no such folder.
+    """
+    if not path.startswith(PACKAGE):
+        return path
+    name, _, inner = path.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise GessoError(
+            f"The Python package {name!r} of {path!r} is not installed: install it with pip."
+        )
+    root = Path(next(iter(spec.submodule_search_locations))) / inner
+    found = sorted(root.rglob(marker), key=lambda p: (len(p.parts), str(p)))
+    if not found:
+        raise GessoError(f"{path!r} holds no {marker}: name the folder as package:NAME/FOLDER.")
+    return str(found[0].parent)
+
+
+def fingerprint(config: str, tensors: Mapping[str, Tensor], most: int = 256) -> str:
+    """16 hex digits over a configuration and a sample of the weights.
+
+    Names, shapes and dtypes count in full; of each tensor, `most` values at even steps. So it costs
+    milliseconds for billions of weights, and any training step changes it.
+    """
+    digest = hashlib.sha256(config.encode())
+    for key in sorted(tensors):
+        value = tensors[key].detach()
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+        flat = value.reshape(-1)
+        picked = flat[:: max(1, flat.numel() // most)].cpu().contiguous()
+        digest.update(picked.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,177 @@
+"""A small KL autoencoder for small pictures: factor 4, 4 latent channels, 0.36 M parameters.
+
+All convolutions work at the latent's resolution, which is what makes it cheap on a CPU: the encoder
+starts by folding each 4 x 4 square of pixels into 48 channels and the decoder ends by unfolding.
+The weights "scenes" ship with the package; `gesso train tiny-autoencoder` makes them.
+
+Dims: B pictures, H x W pixels, h = H/4, w = W/4, K hidden width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gesso import config
+from gesso.encoders._weights import fingerprint, read_safetensors
+from gesso.types import GessoError
+
+FACTOR = 4
+CHANNELS = 4
+ASSETS = Path(__file__).parents[2] / "assets"
+SHIPPED = {"scenes": ASSETS / "tiny.safetensors"}
+
+
+class Config(config.Config):
+    """Options of the tiny autoencoder.
+
+    Attributes:
+        width: K, channels of every hidden layer.
+        depth: residual blocks of the decoder; the encoder always has one.
+        weights: "scenes" (shipped with the package), a safetensors file, a folder with
+            `model.safetensors` (a checkpoint of `gesso train tiny-autoencoder`), or None for
+            random weights that are trained.
+    """
+
+    width: int = 64
+    depth: int = 3
+    weights: str | None = "scenes"
+
+
+class Residual(nn.Module):
+    """x + conv(silu(conv(x))): [B, K, h, w] -> the same shape. No norm: colours stay absolute."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)  # starts as the identity
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(nn.functional.silu(self.conv1(x)))
+
+
+class TinyAutoencoder(nn.Module):
+    """The autoencoder; see the `encode`, `sample` and `decode` contract in `gesso.encoders`.
+
+    Latents are normalised by the buffers `shift` and `scale` [C], the mean and standard deviation
+    of each channel over the training pictures, which `track` follows during training.
+    """
+
+    factor = FACTOR
+    channels = CHANNELS
+    raw_channels = 2 * CHANNELS
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, options: Config) -> None:
+        super().__init__()
+        self.config = options
+        width, pixels = options.width, 3 * FACTOR**2
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(FACTOR),  # [B, 3, H, W] -> [B, 48, h, w]
+            nn.Conv2d(pixels, width, 3, padding=1),
+            Residual(width),
+            nn.SiLU(),
+            nn.Conv2d(width, self.raw_channels, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(CHANNELS, width, 3, padding=1),
+            *(Residual(width) for _ in range(options.depth)),
+            nn.SiLU(),
+            nn.Conv2d(width, pixels, 3, padding=1),
+            nn.PixelShuffle(FACTOR),  # [B, 48, h, w] -> [B, 3, H, W]
+        )
+        self.register_buffer("shift", torch.zeros(CHANNELS))
+        self.register_buffer("scale", torch.ones(CHANNELS))
+        # Twice as fast as the default layout for convolutions of this size on a CPU.
+        self.to(memory_format=torch.channels_last)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pictures to raw latents.
+
+        Args:
+            pixels: [B, 3, H, W] in [-1, 1]; H and W multiples of 4.
+
+        Returns:
+            [B, 2C, h, w]: mean and standard deviation of the posterior, not normalised.
+
+        Raises:
+            GessoError: H or W is not a multiple of 4.
+        """
+        height, width = pixels.shape[-2:]
+        if height % FACTOR or width % FACTOR:
+            raise GessoError(
+                f"A picture of {width}x{height} pixels cannot be encoded: "
+                f"both sides must be multiples of {FACTOR}."
+            )
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        mean, log_std = self.encoder(pixels).float().chunk(2, dim=1)  # each [B, C, h, w]
+        return torch.cat([mean, log_std.clamp(-10, 3).exp()], dim=1)
+
+    def sample(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw normalised latents from the posterior; its mean without a generator.
+
+        Args:
+            raw: [B, 2C, h, w] from `encode`.
+            generator: on the device of `raw`.
+
+        Returns:
+            [B, C, h, w], about zero mean and unit variance over the training pictures.
+        """
+        mean, std = raw.chunk(2, dim=1)
+        if generator is not None:
+            noise = torch.randn(
+                mean.shape, generator=generator, device=mean.device, dtype=mean.dtype
+            )
+            mean = mean + std * noise
+        return (mean - self.shift.view(-1, 1, 1)) / self.scale.view(-1, 1, 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents [B, C, h, w] to pictures [B, 3, H, W], about [-1, 1], not clamped."""
+        raw = latents * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
+        return self.decoder(raw.contiguous(memory_format=torch.channels_last)).contiguous()
+
+    @torch.no_grad()
+    def track(self, raw: Tensor, rate: float) -> None:
+        """Move `shift` and `scale` towards the statistics of a batch of raw latents.
+
+        Args:
+            raw: [B, 2C, h, w] from `encode`.
+            rate: weight of this batch, 0 to 1.
+        """
+        mean, std = raw.detach().chunk(2, dim=1)
+        spread = mean.var(dim=(0, 2, 3), correction=0) + std.square().mean(dim=(0, 2, 3))
+        self.shift.lerp_(mean.mean(dim=(0, 2, 3)), rate)
+        self.scale.lerp_(spread.sqrt(), rate)
+
+    def fingerprint(self) -> str:
+        """16 hex digits over the options that shape the model and its weights."""
+        return fingerprint(f"tiny {self.config.width} {self.config.depth}", self.state_dict())
+
+
+def build(options: Config) -> TinyAutoencoder:
+    """Build the autoencoder: frozen if weights are named, trainable if not.
+
+    Raises:
+        GessoError: the weight file is missing, broken or of another width or depth.
+    """
+    model = TinyAutoencoder(options)
+    if options.weights is None:
+        return model
+    file = SHIPPED.get(options.weights, Path(options.weights))
+    if file.is_dir():
+        file = file / "model.safetensors"
+    prefix = "image_encoder."  # in the checkpoint of a training
+    state = {k.removeprefix(prefix): v.float() for k, v in read_safetensors(file).items()}
+    own = {k: v.shape for k, v in model.state_dict().items()}
+    if {k: v.shape for k, v in state.items()} != own:
+        raise GessoError(
+            f"{str(file)!r} does not hold a tiny autoencoder of width {options.width} and depth "
+            f"{options.depth}: give the width and depth that it was trained with."
+        )
+    model.load_state_dict(state)
+    return model.requires_grad_(False).eval()
