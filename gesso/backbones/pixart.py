@@ -1,0 +1,231 @@
+"""PixArt-alpha and -Sigma: a diffusion transformer with cross-attention and adaLN-single.
+
+Chen et al. 2023, https://arxiv.org/abs/2310.00426. Parameter names and layouts are those of the
+authors' checkpoints, so conversion only renames.
+
+Dims: B batch, C latent channels, h, w latent size, p patch size, N = (h/p)(w/p) image tokens,
+L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gesso.config import Config as BaseConfig
+from gesso.nn.attention import CrossAttention, SelfAttention, mask_bias
+from gesso.nn.init import normal_, zero_
+from gesso.nn.mlp import Mlp
+from gesso.nn.modulation import modulated_norm
+from gesso.nn.patch import PatchEmbed, unpatchify
+from gesso.nn.position import sincos_2d
+from gesso.nn.timestep import ScalarEmbedder
+from gesso.types import Cond, GessoError, Prediction
+
+
+class Config(BaseConfig):
+    """The demo size by default; `SIZES` has the published ones."""
+
+    depth: int = Field(default=6, ge=1)
+    hidden_size: int = Field(default=256, ge=4)
+    num_heads: int = Field(default=4, ge=1)
+    patch_size: int = Field(default=2, ge=1)
+    in_channels: int = Field(default=4, ge=1)
+    text_dim: int = Field(default=256, ge=1)  # width of the text encoder's tokens
+    mlp_ratio: float = 4.0
+    learn_sigma: bool = True  # a second set of output channels: the learned variance
+    micro_conditions: bool = False  # original size and aspect of the picture (alpha at 1024 px)
+    null_tokens: int = Field(default=0, ge=0)  # rows of the learned null caption; 0: none
+    base_size: int = Field(default=8, ge=1)  # side of the training grid in tokens
+    interpolation_scale: float = Field(default=1.0, gt=0)  # of positions
+
+
+_XL: dict[str, Any] = {"depth": 28, "hidden_size": 1152, "num_heads": 16, "text_dim": 4096}
+
+SIZES: dict[str, Config] = {
+    "demo": Config(),
+    "xl-256": Config(**_XL, null_tokens=120, base_size=16),
+    "xl-512": Config(**_XL, null_tokens=120, base_size=32),
+    "xl-1024": Config(
+        **_XL, null_tokens=120, base_size=64, interpolation_scale=2, micro_conditions=True
+    ),
+    "sigma-256": Config(**_XL, null_tokens=300, base_size=16, interpolation_scale=0.5),
+    "sigma-512": Config(**_XL, null_tokens=300, base_size=32),
+    "sigma-1024": Config(**_XL, null_tokens=300, base_size=64, interpolation_scale=2),
+    "sigma-2k": Config(**_XL, null_tokens=300, base_size=128, interpolation_scale=4),
+}
+"""Published sizes by name. Each XL has 610,856,096 parameters (xl-1024: 611,349,152) besides the
+null caption, null_tokens x 4096, which the authors keep as a buffer and gesso as a parameter."""
+
+
+class CaptionEmbedder(nn.Module):
+    """Projects text features to the width of the model; holds the learned null caption."""
+
+    def __init__(self, text_dim: int, dim: int, null_tokens: int) -> None:
+        super().__init__()
+        self.y_proj = Mlp(text_dim, dim, dim)
+        for layer in (self.y_proj.fc1, self.y_proj.fc2):
+            normal_(layer)
+        self.y_embedding: nn.Parameter | None = None
+        if null_tokens:
+            self.y_embedding = nn.Parameter(torch.randn(null_tokens, text_dim) * text_dim**-0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.y_proj(tokens)  # [B, L, D]
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to the text, MLP (PixArt, figure 4)."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.randn(6, dim) * dim**-0.5)
+        self.attn = SelfAttention(dim, num_heads)
+        self.cross_attn = CrossAttention(dim, num_heads)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)
+
+    def forward(self, x: Tensor, text: Tensor, bias: Tensor | None, t: Tensor) -> Tensor:
+        """x [B, N, D], text [B, L, D], bias [B, 1, 1, L], t [B, 6, D] -> [B, N, D]."""
+        # adaLN-single: one MLP of the timestep for all blocks, plus a table of the block's own.
+        modulation = (self.scale_shift_table + t).chunk(6, dim=1)  # 6 of [B, 1, D]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        x = x + gate1 * self.attn(modulated_norm(x, shift1, scale1))
+        x = x + self.cross_attn(x, text, bias)  # neither norm nor gate
+        return x + gate2 * self.mlp(modulated_norm(x, shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection to patches, zero at the start."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.linear = zero_(nn.Linear(dim, out))
+        self.scale_shift_table = nn.Parameter(torch.randn(2, dim) * dim**-0.5)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x [B, N, D], t [B, D] the time embedding itself -> [B, N, out]."""
+        shift, scale = (self.scale_shift_table + t[:, None]).chunk(2, dim=1)  # 2 of [B, 1, D]
+        return self.linear(modulated_norm(x, shift, scale))
+
+
+class PixArt(nn.Module):
+    """The network. See `Config` for its options and `SIZES` for the published ones."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        dim, p = config.hidden_size, config.patch_size
+        if dim % config.num_heads or dim % 4:
+            raise GessoError(
+                f"pixart: hidden_size {dim} must be divisible by 4 and by num_heads"
+                f" {config.num_heads}: change one of them."
+            )
+        if config.micro_conditions and dim % 3:
+            raise GessoError(
+                f"pixart: micro_conditions need a hidden_size divisible by 3, not {dim}:"
+                " change it or turn them off."
+            )
+        self.config = config
+        self.in_channels, self.patch_size = config.in_channels, p
+        out_channels = config.in_channels * (2 if config.learn_sigma else 1)
+        self.x_embedder = PatchEmbed(config.in_channels, dim, p)
+        self.t_embedder = ScalarEmbedder(dim)
+        self.t_block = nn.Sequential(nn.SiLU(), normal_(nn.Linear(dim, 6 * dim)))
+        self.y_embedder = CaptionEmbedder(config.text_dim, dim, config.null_tokens)
+        if config.micro_conditions:
+            self.csize_embedder = ScalarEmbedder(dim // 3)
+            self.ar_embedder = ScalarEmbedder(dim // 3)
+        self.blocks = nn.ModuleList(
+            Block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.final_layer = FinalLayer(dim, p * p * out_channels)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Prediction:
+        """Predict from noisy latents.
+
+        Args:
+            x: [B, C, h, w], h and w divisible by the patch size.
+            t: [B] in 0..1000, fractions allowed.
+            cond: tokens [B, L, text_dim]; mask [B, L] if some are padding; size [B, 2] and
+                aspect [B, 1] if the model has micro-conditions.
+
+        Returns:
+            value [B, C, h, w], and aux["variance"] of the same shape with `learn_sigma`.
+
+        Raises:
+            GessoError: the latent size or the condition does not fit the model.
+        """
+        self._check(x, cond)
+        config, (height, width) = self.config, x.shape[2:]
+        dtype = self.x_embedder.proj.weight.dtype
+        grid = (height // self.patch_size, width // self.patch_size)
+        position = sincos_2d(
+            *grid, config.hidden_size, config.base_size, config.interpolation_scale, x.device
+        )
+        tokens = self.x_embedder(x.to(dtype)) + position.to(dtype)  # [B, N, D]
+        time = self.t_embedder(t)  # [B, D]
+        if config.micro_conditions:
+            time = time + self._micro(cond)
+        shared = self.t_block(time).unflatten(1, (6, -1))  # [B, 6, D]
+        assert cond.tokens is not None
+        text = self.y_embedder(cond.tokens.to(dtype))  # [B, L, D]
+        bias = None if cond.mask is None else mask_bias(cond.mask, text.dtype)
+        for block in self.blocks:
+            tokens = block(tokens, text, bias, shared)
+        out = unpatchify(self.final_layer(tokens, time), height, width, self.patch_size)
+        if not config.learn_sigma:
+            return Prediction(out)
+        value, variance = out.chunk(2, dim=1)  # 2 of [B, C, h, w]
+        return Prediction(value, {"variance": variance})
+
+    def null(self, cond: Cond) -> Cond:
+        """The learned unconditional branch: the null caption under the prompt's own mask.
+
+        Raises:
+            GessoError: the model has no null caption, or the prompt is longer than it.
+        """
+        null = self.y_embedder.y_embedding  # [null_tokens, text_dim]
+        if null is None:
+            raise GessoError(
+                "This pixart has no learned null caption: set null_tokens, or guide with the"
+                " empty prompt."
+            )
+        assert cond.tokens is not None
+        batch, length = cond.tokens.shape[:2]
+        if length > null.shape[0]:
+            raise GessoError(
+                f"The prompt has {length} tokens but pixart's null caption only {null.shape[0]}:"
+                " shorten it or set null_tokens."
+            )
+        return cond.replace(tokens=null[:length].expand(batch, -1, -1).to(cond.tokens.dtype))
+
+    def _micro(self, cond: Cond) -> Tensor:
+        """Embedding [B, D] of the picture's original height, width and aspect."""
+        assert cond.size is not None and cond.aspect is not None
+        size = self.csize_embedder(cond.size.flatten()).view(len(cond.size), -1)  # [B, 2D/3]
+        return torch.cat([size, self.ar_embedder(cond.aspect.flatten())], dim=1)
+
+    def _check(self, x: Tensor, cond: Cond) -> None:
+        p, config = self.patch_size, self.config
+        if x.shape[1] != config.in_channels or x.shape[2] % p or x.shape[3] % p:
+            raise GessoError(
+                f"pixart takes latents of {config.in_channels} channels and sides divisible by"
+                f" {p}, not {list(x.shape[1:])}: change the picture's size or the encoder."
+            )
+        if cond.tokens is None or cond.tokens.shape[2] != config.text_dim:
+            found = "none" if cond.tokens is None else f"width {cond.tokens.shape[2]}"
+            raise GessoError(
+                f"pixart takes text tokens of width {config.text_dim}, got {found}: set its"
+                " text_dim to the text encoder's width."
+            )
+        if config.micro_conditions and (cond.size is None or cond.aspect is None):
+            raise GessoError(
+                "This pixart has micro-conditions: give the condition `size` and `aspect`."
+            )
+
+
+def build(options: Config) -> PixArt:
+    """The network for validated options, freshly initialised."""
+    return PixArt(options)

@@ -1,0 +1,78 @@
+"""Attention, and the choice of the kernel that computes it.
+
+Dims: B batch, H heads, N queries, M keys, d width of a head, dim = H d.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gesso.nn.init import xavier_, zero_
+
+MASKED = -10000.0  # finite, so that a row with no real token averages its padding and is not NaN
+
+EXPLICIT_MAX_KEYS = 512
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v, by the faster of two kernels.
+
+    Args:
+        q: [B, H, N, d].
+        k, v: [B, H, M, d].
+        bias: [B, 1, 1, M] added to the logits, see `mask_bias`.
+
+    Returns:
+        [B, H, N, d].
+    """
+    if q.device.type == "cpu" and k.shape[2] <= EXPLICIT_MAX_KEYS:
+        return explicit_attention(q, k, v, bias)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`attend` as two batched matrix products around a softmax; needs N M memory per head."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # [B, H, N, M]
+    if bias is not None:
+        logits = logits + bias
+    return logits.softmax(dim=-1).to(v.dtype) @ v
+
+
+def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, M] bool, True for real keys -> [B, 1, 1, M] to add to attention logits."""
+    return torch.where(mask[:, None, None, :], 0.0, MASKED).to(dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection: [B, N, dim] -> [B, N, dim]."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = xavier_(nn.Linear(dim, 3 * dim))
+        self.proj = xavier_(nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # [B, N, 3, H, d]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 of [B, H, N, d]
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention from x to a context. Its output projection starts at zero (PixArt, 2.3)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = xavier_(nn.Linear(dim, dim))
+        self.kv_linear = xavier_(nn.Linear(dim, 2 * dim))
+        self.proj = zero_(nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [B, N, dim], context [B, M, dim], bias [B, 1, 1, M] or None -> [B, N, dim]."""
+        q = self.q_linear(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, H, N, d]
+        kv = self.kv_linear(context).unflatten(2, (2, self.num_heads, -1))  # [B, M, 2, H, d]
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # 2 of [B, H, M, d]
+        return self.proj(attend(q, k, v, bias).transpose(1, 2).flatten(2))
