@@ -190,6 +190,11 @@ def build(kind: str, spec: Spec) -> Any:
     return found.build(options)
 
 
+def recipes() -> dict[str, Path]:
+    """The recipes that ship with gesso, by name."""
+    return {p.stem: p for p in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+
+
 def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
     """A recipe by name (`gesso/recipes/NAME.yaml`) or path, with `key.sub=value` overrides.
 
@@ -200,7 +205,7 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
     """
     import yaml
 
-    shipped = {p.stem: p for p in (Path(__file__).parent / "recipes").glob("*.yaml")}
+    shipped = recipes()
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():

@@ -1,0 +1,90 @@
+"""Published systems, one file each, found by file name and imported only when asked for.
+
+A system's module has `SYSTEM`, and `RECIPE`: the name of the recipe that trains it at a size that
+an ordinary machine can carry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gesso import config
+from gesso.config import Recipe, module, modules, nearest
+from gesso.types import GessoError
+
+
+@dataclass(frozen=True)
+class System:
+    """What a system is.
+
+    Attributes:
+        title: as published.
+        paper: arXiv id.
+        adds: what it brings, one line.
+        published: what its authors released.
+        differs: what is otherwise here.
+        read: files to read, in order, relative to the package.
+        commands: to try it.
+        claim: the claim measured here, with the figure, or "not yet measured".
+    """
+
+    title: str
+    paper: str
+    adds: str
+    published: str
+    differs: str
+    read: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    claim: str = "not yet measured"
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """A recipe by the name of a system or recipe, or by path; see `gesso.config.load_recipe`.
+
+    Raises:
+        GessoError: as there; an unknown name lists the nearest recipes and systems.
+    """
+    known = [s.replace("_", "-") for s in modules("systems")]
+    if name in known:
+        name = module("systems", name).RECIPE
+    elif not name.endswith((".yaml", ".yml")) and name not in config.recipes():
+        hint = nearest(name, [*config.recipes(), *known])
+        raise GessoError(f"There is no recipe or system called {name!r}: {hint}")
+    return config.load_recipe(name, overrides)
+
+
+def table() -> list[dict[str, Any]]:
+    """One row a system, for `gesso systems`."""
+    rows = []
+    for name in modules("systems"):
+        system: System = module("systems", name).SYSTEM
+        rows.append(
+            {
+                "name": name.replace("_", "-"),
+                "title": system.title,
+                "paper": system.paper,
+                "adds": system.adds,
+                "claim": system.claim,
+            }
+        )
+    return rows
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Everything about one system; files to read come with their line counts."""
+    system: System = module("systems", name).SYSTEM
+    package = Path(config.__file__).parent
+    read = [f"gesso/{f} ({len((package / f).read_text().splitlines())} lines)" for f in system.read]
+    return {
+        "name": name,
+        "title": system.title,
+        "paper": f"arXiv:{system.paper}",
+        "adds": system.adds,
+        "published": system.published,
+        "differs": system.differs,
+        "read": read,
+        "commands": system.commands,
+        "claim": system.claim,
+    }

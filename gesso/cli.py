@@ -1,0 +1,248 @@
+"""The command line: parse, call, print. No logic; heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gesso import __version__
+from gesso.types import GessoError
+
+app = typer.Typer(
+    name="gesso",
+    help="Train, speed up, steer and judge text-to-image transformers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable line.")]
+Recipe = Annotated[str, typer.Argument(help="Name of a recipe or system, or a .yaml file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value pairs, such as train.lr=1e-4 data.size=128.")
+]
+ModelPath = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model folder, run folder or shipped name.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: CUDA if there.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def paint(
+    prompt: Annotated[str | None, typer.Argument(help='What to paint; "" for anything.')] = None,
+    model: ModelPath = None,
+    n: Annotated[int | None, typer.Option("-n", min=1, help="Pictures; default 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first picture; default: random.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1: no guidance.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
+    size: Annotated[str | None, typer.Option(help="HxW in pixels, such as 64x96.")] = None,
+    out: Annotated[Path, typer.Option(help="A folder, or a .png file.")] = Path("paintings"),
+    like: Annotated[Path | None, typer.Option(help="Repaint a picture that gesso made.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Paint a prompt."""
+    from gesso.paint import paint_to_files
+
+    result = paint_to_files(
+        prompt,
+        model=model,
+        n=n,
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        negative=negative,
+        size=size,
+        out=out,
+        like=like,
+        dtype=dtype,
+        device=device,
+        quiet=as_json,
+    )
+    _report(result, as_json, "images", lambda r: "\n".join(r["images"]))
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model by a recipe."""
+    from gesso.systems import load_recipe
+    from gesso.train.run import train_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    result = train_recipe(loaded, run or Path("runs") / loaded.name, resume=resume, quiet=as_json)
+    _report(
+        result,
+        as_json,
+        "run",
+        lambda r: (
+            f"{r['steps']} steps, {r['images_per_second']:.0f} pictures/s, loss {r['loss']:.4f}\n"
+            f"Paint with it: gesso paint --model {r['run']} \"...\""
+        ),
+    )
+    if result.get("interrupted"):
+        raise typer.Exit(130)
+
+
+@app.command()
+def encode(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default caches/NAME.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write latents and text features of a recipe's pictures into a cache."""
+    from gesso.systems import load_recipe
+    from gesso.train.run import encode_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    folder = out or Path("caches") / loaded.name
+    result = encode_recipe(loaded, folder, quiet=as_json)
+    _report(
+        result,
+        as_json,
+        "cache",
+        lambda r: (
+            f"{r['pictures']} pictures, {r['skipped']} skipped\n"
+            f"Train from it: gesso train {recipe} data.cache={folder}"
+        ),
+    )
+
+
+@app.command()
+def evaluate(
+    benchmark: Annotated[str, typer.Argument(help="scenes")],
+    model: ModelPath = None,
+    level: Annotated[int | None, typer.Option(help="Of the scenes; default: the model's.")] = None,
+    per_tag: Annotated[int, typer.Option(min=1, help="Prompts for each of the six tags.")] = 20,
+    n: Annotated[int, typer.Option("-n", min=1, help="Pictures a prompt.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1: no guidance.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the whole result as JSON.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a model."""
+    from gesso.config import module
+
+    result = module("evals", benchmark).evaluate_model(
+        model,
+        level=level,
+        per_tag=per_tag,
+        n=n,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        device=device,
+        quiet=as_json,
+    )
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=2) + "\n")
+    shown = {k: v for k, v in result.items() if k != "failures"}
+    _report(shown, as_json, None, _score_table)
+
+
+@app.command()
+def systems(
+    name: Annotated[str | None, typer.Argument(help="Explain one system.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the published systems, or explain one."""
+    from gesso.systems import describe, table
+
+    rows = [describe(name)] if name else table()
+    if as_json:
+        print(json.dumps(rows[0] if name else rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, show_header=not name)
+    for key in rows[0]:
+        shown.add_column(key)
+    if name:
+        shown = Table.grid(padding=(0, 2))
+        for key, value in rows[0].items():
+            shown.add_row(key, "\n".join(value) if isinstance(value, list) else str(value))
+    else:
+        for row in rows:
+            shown.add_row(*map(str, row.values()))
+    Console().print(shown)
+
+
+@app.command()
+def demo(
+    budget: Annotated[float, typer.Option(help="Minutes of training.")] = 10.0,
+    run: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace an earlier demo.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a small PixArt-alpha from nothing, score it and write a report."""
+    from gesso.demo import run_demo
+
+    result = run_demo(budget, run, fresh=fresh, quiet=as_json)
+    _report(result, as_json, "report", lambda r: f"Open {r['report']}")
+    if result.get("interrupted"):
+        raise typer.Exit(130)
+
+
+def _score_table(result: dict[str, Any]) -> str:
+    rows = [*result["scores"].items(), ("overall", result["overall"])]
+    lines = [f"{tag:<16} {value:.3f}" for tag, value in rows]
+    return "\n".join([f"{result['benchmark']}, judge {result['judge']}, {result['n']} pictures", *lines])
+
+
+def _report(result: dict[str, Any], as_json: bool, place: str | None, say: Any) -> None:
+    """One JSON line, or a human summary that ends by naming what was made."""
+    if as_json:
+        print(json.dumps(result, default=str))
+        return
+    print(say(result))
+    if place in ("run", "cache"):
+        print(f"In {result[place]}")
+
+
+def main() -> None:
+    """Entry point: bad input is one sentence on stderr and exit code 2, never a traceback."""
+    warnings.showwarning = lambda message, *_: print(f"gesso: {message}", file=sys.stderr)
+    try:
+        app()
+    except GessoError as e:
+        print(f"gesso: {e}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" at {e.filename}" if e.filename else ""
+        print(f"gesso: Could not write{where}: {e.strerror}; free room or choose another place.",
+              file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""PixArt-alpha: a diffusion transformer trained at a tenth of the usual cost (arXiv:2310.00426)."""
+
+from gesso.systems import System
+
+RECIPE = "demo"
+
+SYSTEM = System(
+    title="PixArt-α: Fast Training of Diffusion Transformer for Photorealistic T2I Synthesis",
+    paper="2310.00426",
+    adds="cross-attention to a frozen text encoder, adaLN-single, dense captions, three stages",
+    published="XL/2 weights at 256, 512 and 1024 px, training code, SAM-LLaVA captions",
+    differs="the recipe here trains one stage, captions to pictures, at demo size; the learned "
+    "null caption is a trained parameter",
+    read=[
+        "backbones/pixart.py",
+        "diffusion/paths.py",
+        "objectives/denoise.py",
+        "train/loop.py",
+        "samplers/dpm_solver.py",
+        "pipeline.py",
+    ],
+    commands=["gesso demo", "gesso train pixart-alpha", 'gesso paint "a red circle"'],
+)
