@@ -1,0 +1,55 @@
+"""A backbone as a denoiser: whatever it predicts, x0 and noise come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gesso.diffusion.paths import Path
+from gesso.diffusion.predictions import target, to_denoised
+from gesso.types import Cond, Denoise, Denoised, Prediction
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A backbone on a noise path.
+
+    Attributes:
+        backbone: (x [B, C, h, w], model time [B], cond) -> Prediction.
+        path: its noise path.
+        prediction: what `Prediction.value` means: epsilon, x0, v or flow.
+    """
+
+    backbone: Callable[[Tensor, Tensor, Cond], Prediction]
+    path: Path
+    prediction: str
+
+    def bind(self, cond: Cond) -> Denoise:
+        """Fix the condition: (x [B, C, h, w], t [B] in the path's units) -> Denoised, float32."""
+
+        def denoise(x: Tensor, t: Tensor) -> Denoised:
+            prediction = self.predict(x, t, cond)
+            return self.views(prediction.value, x, t, prediction.aux.get("variance"))
+
+        return denoise
+
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Prediction:
+        """The backbone's output, value and variance in float32 whatever it computes in."""
+        out = self.backbone(x, self.path.model_time(t), cond)
+        aux = {k: v.float() if k == "variance" else v for k, v in out.aux.items()}
+        return Prediction(out.value.float(), aux)
+
+    def views(
+        self, value: Tensor, x: Tensor, t: Tensor, variance: Tensor | None = None
+    ) -> Denoised:
+        """x0 and noise for a predicted value at (x, t)."""
+        alpha, sigma = self.path.alpha_sigma(t)
+        x0, noise = to_denoised(value, x, alpha, sigma, self.prediction)
+        return Denoised(x0, noise, variance)
+
+    def value(self, denoised: Denoised, t: Tensor) -> Tensor:
+        """The inverse of `views`: the prediction that stands for x0 and noise."""
+        alpha, sigma = self.path.alpha_sigma(t)
+        return target(denoised.x0, denoised.noise, alpha, sigma, self.prediction)

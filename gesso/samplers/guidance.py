@@ -1,0 +1,62 @@
+"""Classifier-free guidance: a denoiser and two conditions to one denoiser."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gesso.diffusion.denoiser import Denoiser
+from gesso.diffusion.schedules import make_schedule
+from gesso.types import Cond, Denoise, Denoised
+
+
+def guide(
+    denoiser: Denoiser,
+    cond: Cond,
+    null: Cond,
+    *,
+    guidance_scale: float,
+    num_inference_steps: int,
+    rescale: float = 0.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Denoise:
+    """Predict null + guidance_scale (cond - null) (Ho & Salimans 2022, in Imagen's convention).
+
+    Every latent channel is guided. Both branches run as one batch of 2B rows; where guidance is
+    off, and everywhere for guidance_scale 1, only the B conditional rows run.
+
+    Args:
+        denoiser: the backbone on its path.
+        cond: B rows.
+        null: B rows, the unconditional or negative branch.
+        guidance_scale: 1 is conditional only, 0 is null only, 4.5 is PixArt's.
+        num_inference_steps: N of the schedule, which `interval` refers to.
+        rescale: phi in 0..1 of Lin et al. 2023, eq. 15-16: how far each picture's prediction is
+            brought back to the standard deviation of the conditional one.
+        interval: guide only steps whose share i/N lies in [start, end) (Kynkaanniemi et al. 2024).
+    """
+    conditional = denoiser.bind(cond)
+    if guidance_scale == 1:
+        return conditional
+    both = Cond.cat([cond, null])
+    start, end = (round(share * num_inference_steps) for share in interval)
+    times = make_schedule(denoiser.path, num_inference_steps).t
+    everywhere = start <= 0 and end >= num_inference_steps
+    latest = float("inf") if start <= 0 else times[min(start, num_inference_steps)].item()
+    earliest = -float("inf") if end >= num_inference_steps else times[max(end, 0)].item()
+
+    def guided(x: Tensor, t: Tensor) -> Denoised:
+        # A picture's t are all alike in a sampler; reading one is spared where it decides nothing.
+        if not everywhere and not earliest < t[0].item() <= latest:
+            return conditional(x, t)
+        prediction = denoiser.predict(torch.cat([x, x]), torch.cat([t, t]), both)
+        with_cond, without = prediction.value.chunk(2)  # 2 of [B, C, h, w]
+        value = without + guidance_scale * (with_cond - without)
+        if rescale:
+            dims = tuple(range(1, value.dim()))
+            ratio = with_cond.std(dims, keepdim=True) / value.std(dims, keepdim=True)
+            value = value * (rescale * ratio + (1 - rescale))
+        variance = prediction.aux.get("variance")
+        return denoiser.views(value, x, t, None if variance is None else variance.chunk(2)[0])
+
+    return guided
