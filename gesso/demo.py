@@ -1,0 +1,226 @@
+"""`gesso demo`: train a small PixArt-alpha from nothing, score it, write a report."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gesso import report
+from gesso.config import Recipe, load_recipe
+from gesso.evals.scenes import evaluate_model
+from gesso.model import Model
+from gesso.pipeline import find
+from gesso.train.run import encode_recipe, grid_columns, train_recipe, with_vocabulary
+from gesso.types import GessoError
+
+COST = "cost.json"
+MOST_FRAMES = 6
+
+
+def run_demo(
+    minutes: float, run: Path, *, fresh: bool = False, quiet: bool = False, per_tag: int = 20
+) -> dict[str, Any]:
+    """Encode and train within a budget, then score on held-out combinations and report.
+
+    An unfinished demo in `run` continues.
+
+    Args:
+        minutes: wall-clock budget of encoding and training together; scoring comes on top.
+        run: the run's folder.
+        fresh: delete an earlier demo there first.
+        quiet: show no progress.
+        per_tag: prompts for each of GenEval's six tags.
+
+    Returns:
+        report (file), run, steps, images_per_second, loss, overall, scores; or what training
+        returned, with `interrupted`.
+
+    Raises:
+        GessoError: the budget is not positive, or there is a finished demo in `run`.
+    """
+    if minutes <= 0:
+        raise GessoError(f"The budget of {minutes} minutes leaves no time to train: give more.")
+    if fresh and (run / "recipe.yaml").exists():
+        shutil.rmtree(run)
+    page = run / "report.html"
+    if page.exists():
+        raise GessoError(f"There is a finished demo in {run}: see {page}, or add --fresh.")
+    resume = (run / "recipe.yaml").exists()
+
+    cost = _Cost(run)
+    cache = run / "cache"
+    recipe = load_recipe("demo", [f"data.cache={cache}"])
+    started = time.perf_counter()
+    encoded = encode_recipe(recipe, cache, quiet=quiet)
+    cost.add("encoding", time.perf_counter() - started)
+    left = minutes - cost["encoding"] / 60
+    if left <= 0:
+        raise GessoError(
+            f"Encoding the pictures took the whole budget of {minutes} minutes: give more."
+        )
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"minutes": left})})
+    trained = train_recipe(recipe, run, resume=resume, quiet=quiet)
+    if trained["interrupted"]:
+        return trained
+    cost["training"] = trained["seconds"]
+
+    started = time.perf_counter()
+    scores = evaluate_model(str(run), per_tag=per_tag, quiet=quiet)
+    cost.add("scoring", time.perf_counter() - started)
+    (run / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    write_report(recipe, run, trained, scores, cost, encoded["pictures"])
+    return {
+        "report": str(page),
+        "run": str(run),
+        "steps": trained["steps"],
+        "images_per_second": trained["images_per_second"],
+        "loss": trained["loss"],
+        "overall": scores["overall"],
+        "scores": scores["scores"],
+    }
+
+
+class _Cost(dict[str, float]):
+    """Seconds by what they were spent on, kept in the run's folder across interruptions."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__()
+        self.file = run / COST
+        if self.file.is_file():
+            self.update(json.loads(self.file.read_text()))
+
+    def add(self, what: str, seconds: float) -> None:
+        self[what] = self.get(what, 0.0) + seconds
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(self))
+
+
+def write_report(
+    recipe: Recipe,
+    run: Path,
+    trained: dict[str, Any],
+    scores: dict[str, Any],
+    cost: dict[str, float],
+    pictures: int,
+) -> Path:
+    """Write `report.html` into a finished run; returns the file."""
+    seen = trained["steps"] * recipe.train.batch_size
+    flops = training_flops(recipe) * seen
+    total = sum(cost.values())
+    ledger = [
+        ("encoding", cost["encoding"], f"{pictures:,} scenes to latents, once"),
+        (
+            "training",
+            cost["training"],
+            f"{trained['steps']:,} steps of {recipe.train.batch_size} pictures, "
+            f"{trained['images_per_second']:.0f} pictures/s, {flops / 1e12:,.0f} TFLOP, "
+            f"{flops / cost['training'] / 1e9:,.0f} GFLOP/s; validation pictures included",
+        ),
+        ("scoring", cost["scoring"], f"{scores['n']} pictures painted and read"),
+        ("in all", total, f"{trained['parameters'] / 1e6:.1f} M trained parameters"),
+    ]
+    overall = scores["overall"]
+    page = run / "report.html"
+    report.write_page(
+        page,
+        title="A text-to-image model, trained on this machine",
+        about=f"{recipe.about}. Nothing was pretrained but the small autoencoder between pixels "
+        "and latents; text encoder and transformer started from random weights.",
+        cards=[
+            {"name": "right on held-out combinations", "value": f"{100 * overall:.0f} %"},
+            {"name": "training", "value": report.duration(cost["training"])},
+            {"name": "pictures seen", "value": f"{seen:,}"},
+            {"name": "pictures a second", "value": f"{trained['images_per_second']:.0f}"},
+        ],
+        prompts=recipe.validation.prompts,
+        frames=_frames(run, recipe),
+        cell=104,
+        loss_plot=report.loss_plot(report.read_metrics(run)),
+        score_note="GenEval's six tags and rules, with gesso's reader as the detector, on "
+        "combinations of shape, colour, count and relation that training never showed.",
+        scores=[
+            {"tag": tag.replace("_", " "), "value": v} for tag, v in scores["scores"].items()
+        ]
+        + [{"tag": "overall", "value": overall}],
+        failures=_failures(run, scores),
+        ledger=[
+            {"name": name, "value": report.duration(seconds), "note": note}
+            for name, seconds, note in ledger
+        ],
+        commands=(
+            f'gesso paint --model {run} "a red star above a blue square"\n'
+            f'gesso paint --model {run} -n 8 "three green triangles"\n'
+            f"gesso evaluate scenes --model {run} --per-tag 50\n"
+            f"gesso demo --budget 60 --run runs/longer\n"
+            "gesso train my-recipe.yaml data.source.path=my-pictures"
+        ),
+    )
+    return page
+
+
+def training_flops(recipe: Recipe) -> float:
+    """FLOPs of one picture's training: forward, and twice that backward; counted, not estimated."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from gesso.types import Cond
+
+    model = Model.from_recipe(with_vocabulary(recipe))
+    encoder = model.image_encoder
+    side = recipe.data.size // encoder.factor
+    x = torch.zeros(1, encoder.channels, side, side)
+    caption = recipe.validation.prompts[-1]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        cond: Cond = model.text_encoder(model.text_encoder.prepare([caption]))
+        model.backbone(x, torch.zeros(1), cond)
+    return 3.0 * counter.get_total_flops()
+
+
+def _frames(run: Path, recipe: Recipe) -> list[dict[str, Any]]:
+    """A few validation sheets through time, cut into their pictures."""
+    from PIL import Image
+
+    sheets = sorted((run / "samples").glob("step-*.png"))
+    if len(sheets) > MOST_FRAMES:
+        # Early training changes most, so the frames are spread evenly in the logarithm.
+        places = np.geomspace(1, len(sheets), MOST_FRAMES).round().astype(int) - 1
+        sheets = [sheets[i] for i in sorted({0, *places.tolist()})]
+    n = len(recipe.validation.prompts)
+    columns = grid_columns(n)
+    width, height = recipe.sample.width, recipe.sample.height
+    frames = []
+    for sheet in sheets:
+        with Image.open(sheet) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        cells = [
+            pixels[r * height : (r + 1) * height, c * width : (c + 1) * width]
+            for r in range(math.ceil(n / columns))
+            for c in range(columns)
+        ][:n]
+        step = int(sheet.stem.removeprefix("step-"))
+        frames.append({"label": f"step {step:,}", "images": [report.data_uri(c) for c in cells]})
+    return frames
+
+
+def _failures(run: Path, scores: dict[str, Any], most: int = 6) -> list[dict[str, str]]:
+    """Some pictures that were judged wrong, painted again, with the judge's reasons."""
+    from gesso.pipeline import load
+
+    chosen: dict[str, dict[str, Any]] = {}
+    for failure in scores["failures"]:
+        chosen.setdefault(failure["tag"] + str(len(chosen) // 6), failure)
+    some = list(chosen.values())[:most]
+    if not some:
+        return []
+    pipe = load(find(run))
+    images = pipe([f["prompt"] for f in some], seed=[f["seed"] for f in some]).images
+    return [
+        {"prompt": f["prompt"], "reason": f["reason"], "image": report.data_uri(np.asarray(image))}
+        for f, image in zip(some, images, strict=True)
+    ]

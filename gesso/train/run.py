@@ -1,0 +1,158 @@
+"""The jobs behind `gesso train` and `gesso encode`: a recipe becomes model, data and painter."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from gesso import config
+from gesso.config import Recipe, ValidationConfig
+from gesso.data.dataset import CachedDataset, PixelDataset
+from gesso.data.encode import EncodeReport, encode
+from gesso.data.cache import open_cache
+from gesso.model import Model
+from gesso.pipeline import Pipeline
+from gesso.progress import steps_bar
+from gesso.train.folder import refuse_existing
+from gesso.train.loop import Dataset, Painter, train
+from gesso.types import Sample
+
+
+def train_recipe(
+    recipe: Recipe, run: Path, *, resume: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Build what a recipe names and train it.
+
+    Pictures are encoded first, into `data.cache` or else into the run's own `cache/`.
+
+    Args:
+        recipe: as `gesso.config.load_recipe` gives it.
+        run: the run's folder.
+        resume: continue the run.
+        quiet: show no progress.
+
+    Returns:
+        See `gesso.train.loop.train`.
+
+    Raises:
+        GessoError: bad input anywhere on the way.
+    """
+    if not resume:
+        refuse_existing(run)
+    recipe = with_vocabulary(recipe)
+    model = Model.from_recipe(recipe)
+    dataset = make_dataset(recipe, model, run / "cache", quiet=quiet)
+    painter = None
+    if model.backbone is not None and recipe.validation.prompts:
+        painter = make_painter(recipe.validation)
+    return train(
+        recipe, run, model=model, dataset=dataset, painter=painter, resume=resume, quiet=quiet
+    )
+
+
+def encode_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Write the feature cache of a recipe's pictures; an interrupted one continues.
+
+    Returns:
+        cache (folder), pictures, captions, skipped, bad ([key, reason] of each), bytes, seconds.
+    """
+    recipe = with_vocabulary(recipe)
+    report = _encode(recipe, Model.from_recipe(recipe), out, quiet)
+    return {
+        "cache": str(report.folder),
+        "pictures": report.pictures,
+        "captions": report.captions,
+        "skipped": len(report.bad),
+        "bad": [list(b) for b in report.bad],
+        "bytes": report.bytes,
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def with_vocabulary(recipe: Recipe) -> Recipe:
+    """Fill in the word list of a `learned` text encoder from the captions that it will read."""
+    spec = recipe.text_encoder
+    if spec is None or spec["name"] != "learned" or "words" in spec:
+        return recipe
+    source = config.build("data.sources", recipe.data.source)
+    if hasattr(source, "vocabulary"):
+        words = source.vocabulary()
+    else:
+        samples = (s for s in source if isinstance(s, Sample))
+        texts = (c.text.lower() for s in samples for c in s.captions)
+        words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text)})
+    return recipe.model_copy(update={"text_encoder": {**spec, "words": words}})
+
+
+def make_dataset(recipe: Recipe, model: Model, cache: Path, *, quiet: bool = False) -> Dataset:
+    """The batches that a recipe's objective learns from.
+
+    A recipe without a backbone learns from pictures, any other from cached latents and text.
+    """
+    data = recipe.data
+    if model.backbone is None:
+        source = config.build("data.sources", data.source)
+        return PixelDataset(
+            source, size=data.size, limit=data.limit, holdout=recipe.validation.holdout
+        )
+    folder = Path(data.cache) if data.cache else cache
+    if not data.cache:
+        _encode(recipe, model, folder, quiet)
+    source = config.build("data.sources", data.source)
+    opened = open_cache(
+        folder,
+        image_encoder=model.image_encoder,
+        text_encoder=model.text_encoder,
+        size=data.size,
+        buckets=data.buckets,
+        source_fingerprint=source.fingerprint(),
+    )
+    return CachedDataset(
+        opened,
+        image_encoder=model.image_encoder,
+        caption_weights=data.caption_weights,
+        holdout=recipe.validation.holdout,
+    )
+
+
+def make_painter(validation: ValidationConfig) -> Painter:
+    """Paints the validation prompts into one grid, picture i with seed `seed + i`, row by row."""
+
+    def paint(model: Model, file: Path) -> None:
+        from PIL import Image
+
+        prompts = validation.prompts
+        seeds = [validation.seed + i for i in range(len(prompts))]
+        images = Pipeline(model)(prompts, seed=seeds).images
+        width, height = images[0].size
+        columns = grid_columns(len(images))
+        rows = math.ceil(len(images) / columns)
+        sheet = Image.new("RGB", (columns * width, rows * height), "white")
+        for i, image in enumerate(images):
+            sheet.paste(image, (i % columns * width, i // columns * height))
+        sheet.save(file)
+
+    return paint
+
+
+def grid_columns(n: int) -> int:
+    """How wide a validation grid of n pictures is."""
+    return min(n, max(4, math.ceil(math.sqrt(n))))
+
+
+def _encode(recipe: Recipe, model: Model, out: Path, quiet: bool) -> EncodeReport:
+    data = recipe.data
+    with steps_bar("encoding", quiet) as show:
+        return encode(
+            config.build("data.sources", data.source),
+            model.image_encoder,
+            model.text_encoder,
+            out,
+            size=data.size,
+            buckets=data.buckets,
+            limit=data.limit,
+            background=data.background,
+            progress=show,
+        )
