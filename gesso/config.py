@@ -133,6 +133,8 @@ def validate(model: type[Config], values: dict[str, Any], where: str) -> Any:
     except ValidationError as e:
         problem = e.errors()[0]
         path = ".".join(str(p) for p in problem["loc"])
+        if problem["type"] == "invalid_key":
+            raise GessoError(f"{where} has the key {path}, which is not text: remove it.") from None
         if problem["type"] == "extra_forbidden":
             known = _fields_at(model, list(problem["loc"])[:-1])
             hint = nearest(str(problem["loc"][-1]), known)

@@ -264,6 +264,8 @@ def read_description(folder: Path) -> Description:
         values = json.loads(file.read_text())
     except ValueError as e:
         raise GessoError(f"{file} is not readable JSON: {e}.") from None
+    if not isinstance(values, dict):
+        raise GessoError(f"{file} is not a description of a model: it holds no keys.")
     if values.get("format", FORMAT) > FORMAT:
         raise GessoError(f"{file} was written by a newer gesso: upgrade gesso to load it.")
     return validate(Description, values, str(file))

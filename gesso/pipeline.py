@@ -316,11 +316,13 @@ def read_png(file: Path) -> dict[str, Any]:
     except (UnidentifiedImageError, OSError) as e:
         raise GessoError(f"{file} cannot be read as a picture: {e}.") from None
     try:
-        values = json.loads(text or "")
-        assert {"prompt", "seed", "fingerprint", "contract"} <= values.keys()
-    except (ValueError, AssertionError, AttributeError):
-        raise GessoError(f"{file} carries no gesso prompt and seed: it cannot be repainted.") from None
-    return dict(values)
+        values = json.loads(text or "null")
+    except ValueError:
+        values = None
+    needed = {"prompt", "seed", "model", "fingerprint", "contract"}
+    if not isinstance(values, dict) or not needed <= values.keys():
+        raise GessoError(f"{file} carries no gesso prompt and seed: it cannot be repainted.")
+    return values
 
 
 def _as_list(prompt: str | Sequence[str]) -> list[str]:
