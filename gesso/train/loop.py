@@ -1,0 +1,305 @@
+"""The training loop: one for every objective.
+
+    train(recipe, run, model=..., dataset=...)
+        for each step: for each phase of the objective:
+            accumulate the gradients of objective.loss(phase, batch, generator)
+            clip, check, update; then the moving average
+
+Every random draw follows from (seed, step), so a resumed run is the run that never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gesso.config import Recipe, resolve
+from gesso.model import Model
+from gesso.objectives import Objective
+from gesso.train import checkpoint
+from gesso.train.device import draws, pick_device
+from gesso.train.ema import EMA
+from gesso.train.feed import Dataset, Feed
+from gesso.train.folder import open_run
+from gesso.train.guard import Guard
+from gesso.train.interrupt import Interrupt
+from gesso.train.log import Meter, RunLog, duration
+from gesso.train.optim import Optimizer, learning_rate, named_parameters
+from gesso.types import Batch, GessoError
+
+Painter = Callable[[Model, Path], None]
+"""Paints the validation prompts with the model as it is and writes them to a PNG file."""
+
+
+def train(
+    recipe: Recipe,
+    run: Path,
+    *,
+    model: Model,
+    dataset: Dataset,
+    painter: Painter | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train a model until its steps or minutes are over, or Ctrl-C or SIGTERM.
+
+    Args:
+        recipe: `train`, `objective`, `seed` and `validation` are used here.
+        run: the run's folder; `recipe.yaml`, `metrics.jsonl`, `tb/`, `samples/` and
+            `checkpoints/` are written into it.
+        model: built from the recipe; holds the averaged weights when this returns.
+        dataset: gives the batches.
+        painter: called with the averaged weights at every validation.
+        resume: continue from the newest checkpoint in `run`.
+        quiet: show no progress.
+
+    Returns:
+        run, checkpoint, steps, seconds, images_per_second, loss, validation (dict), skipped,
+        parameters, and `interrupted` (bool) with `signal` (its number, or None).
+
+    Raises:
+        GessoError: the folder holds another run, the loss is not finite or explodes, a checkpoint
+            does not fit or cannot be written.
+    """
+    newest = open_run(run, recipe, resume)
+    trainer = Trainer(recipe, run, model, dataset, painter)
+    if newest is not None:
+        trainer.restore(newest)
+    log = RunLog(run, trainer.step, quiet)
+    try:
+        with Interrupt() as interrupt:
+            return trainer.fit(log, interrupt)
+    finally:
+        trainer.feed.close()
+        log.close()
+
+
+class Trainer:
+    """One run's moving parts. See `train` for the arguments."""
+
+    log: RunLog
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Path,
+        model: Model,
+        dataset: Dataset,
+        painter: Painter | None,
+    ) -> None:
+        self.recipe, self.config, self.run = recipe, recipe.train, run
+        self.device = pick_device(self.config.device)
+        self.model, self.painter = model.to(self.device), painter
+        self.feed = Feed(dataset, self.config.batch_size, recipe.seed, self.device)
+        module, options = resolve("objectives", recipe.objective)
+        self.objective: Objective = module.build(options, model)
+        self.roles, phases = self.objective.roles, self.objective.phases
+        for role in self.roles.values():
+            role.to(self.device).eval()
+        self.learners = {name: self.roles[name] for phase in phases for name in phase.learns}
+        self.params = named_parameters(self.learners)
+        self.optimizers = {
+            phase.name: Optimizer({k: self.roles[k] for k in phase.learns}, self.config)
+            for phase in phases
+        }
+        self.ema = EMA(self.params, self.config.ema)
+        self.guard = Guard(run, self.config.max_skipped)
+        self.meter = Meter()
+        self.step = self.saved_step = 0
+        self.saved: Path | None = None
+        self.latest: dict[str, float] = {}  # the metrics that were logged last
+        self.validation: dict[str, float] = {}
+        self._before = self._share_before = 0.0  # seconds and share of the sessions before
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time used, over all sessions of the run."""
+        return self._before + time.perf_counter() - self._start
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, 0..1."""
+        if self.config.minutes:
+            return min(1.0, self.seconds / (60 * self.config.minutes))
+        return min(1.0, self.step / self.config.steps)
+
+    def fit(self, log: RunLog, interrupt: Interrupt) -> dict[str, Any]:
+        """Run until the end or an interrupt; returns what `train` returns."""
+        config, self.log = self.config, log
+        self._start = time.perf_counter()  # the budget pays for training, not for its set-up
+        self._share_before = self.share
+        over = self.share >= 1
+        while not over and interrupt.received is None:
+            self._train_step()
+            over = self.share >= 1
+            logs = self.step % config.log_every == 0
+            if logs:
+                self._log_metrics()
+            self._show(logs)
+            if not over and config.validate_every and self.step % config.validate_every == 0:
+                self._validate()
+            if not over and self.step % config.save_every == 0:
+                self._save_if_possible()
+        if self.step > self.saved_step:
+            self._log_metrics()
+            if over:
+                self._validate()
+            self._save()
+        self.ema.swap()
+        return {
+            "run": str(self.run),
+            "checkpoint": str(self.saved) if self.saved else None,
+            "steps": self.step,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": self.latest.get("images_per_second", 0.0),
+            "loss": self.latest.get("loss", float("nan")),
+            "validation": self.validation,
+            "skipped": self.guard.skipped,
+            "parameters": sum(p.numel() for p in self.params.values()),
+            "interrupted": not over,
+            "signal": interrupt.received,
+        }
+
+    def _train_step(self) -> None:
+        """One step: every phase that is due, then the moving average."""
+        config, start = self.config, time.perf_counter()
+        first = self.step * config.accumulate
+        batches = [self.feed[first + m] for m in range(config.accumulate)]
+        lr = learning_rate(config, self.step, self.seconds)
+        for role in self.learners.values():
+            role.train()
+        for index, phase in enumerate(self.objective.phases):
+            if self.step % phase.every:
+                continue
+            loss, norm = self._gradients(index, batches)
+            problem = self.guard.problem(phase.name, loss, norm, self.step >= config.warmup)
+            if problem is not None:
+                keys = [key for batch in batches for key in batch.keys]
+                self.log.say(self.guard.skip(self.step, problem, keys, self.saved))
+                break
+            self.optimizers[phase.name].step(lr)
+        else:
+            self.ema.update()
+        self.step += 1
+        self.meter.record({"lr": lr})
+        self.meter.time(sum(len(batch.keys) for batch in batches), time.perf_counter() - start)
+
+    def _gradients(self, index: int, batches: list[Batch]) -> tuple[float, float]:
+        """A phase's mean gradients over micro-batches, clipped; returns loss and gradient norm."""
+        phase = self.objective.phases[index]
+        for p in self.params.values():
+            p.grad = None
+        losses = []
+        for m, batch in enumerate(batches):
+            generator = draws(self.device, self.recipe.seed, self.step, index, m)
+            with self._precision():
+                out = self.objective.loss(phase.name, batch, generator)
+            (out.loss / len(batches)).backward()
+            losses.append(out.loss.detach().float())
+            self._record(phase.name, out.metrics)
+        norm = self.optimizers[phase.name].clip(self.config.clip)
+        # The one place where the loop waits for the device.
+        loss, grad_norm = torch.stack([torch.stack(losses).mean(), norm.float()]).tolist()
+        self._record(phase.name, {"loss": loss, "grad_norm": grad_norm})
+        return loss, grad_norm
+
+    def _record(self, phase: str, values: Mapping[str, Tensor | float]) -> None:
+        prefix = f"{phase}/" if len(self.objective.phases) > 1 else ""
+        self.meter.record({prefix + name: value for name, value in values.items()})
+
+    def _precision(self) -> torch.autocast:
+        enabled = self.config.dtype == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _log_metrics(self) -> None:
+        """Write the means since the last call."""
+        if means := self.meter.read():
+            self.latest = {**means, "seconds": self.seconds}
+            self.log.metrics(self.step, self.latest)
+
+    def _show(self, logged: bool) -> None:
+        used = time.perf_counter() - self._start
+        share = max(self.share - self._share_before, 1e-9)
+        left = duration((1 - self.share) / share * used)
+        loss, rate = self.latest.get("loss"), self.latest.get("images_per_second")
+        known = f"loss {loss:.4f}  {rate:.0f} pictures/s  " if loss and rate else ""
+        self.log.progress(self.share, f"step {self.step}  {known}{left} left", log=logged)
+
+    def _validate(self) -> None:
+        """Losses on held-out pictures and painted prompts, both with the averaged weights."""
+        for role in self.roles.values():
+            role.eval()
+        with self.ema.applied():
+            if hasattr(self.objective, "validate"):
+                with torch.no_grad(), self._precision():
+                    found = self.objective.validate(self.feed.validation())
+                self.validation = {f"validation_{name}": value for name, value in found.items()}
+                self.log.metrics(self.step, self.validation)
+            if self.painter is not None:
+                file = self.run / "samples" / f"step-{self.step:06d}.png"
+                file.parent.mkdir(exist_ok=True)
+                self.painter(self.model, file)
+                self.log.picture(self.step, file)
+
+    def _save_if_possible(self) -> None:
+        try:
+            self._save()
+        except GessoError as e:  # the next one may succeed, and the last one must
+            self.log.say(f"{e} The training goes on.")
+
+    def _save(self) -> None:
+        state = checkpoint.State(
+            numbers={
+                "step": self.step,
+                "seconds": self.seconds,
+                "ema_updates": self.ema.updates,
+                "guard": self.guard.state(),
+                "latest": self.latest,
+                "validation": self.validation,
+            },
+            weights=self._weights(),
+            ema=dict(self.ema.average),
+            optimizer={
+                f"{name}|{key}": value
+                for name, optimizer in self.optimizers.items()
+                for key, value in optimizer.state().items()
+            },
+        )
+        with self.ema.applied():
+            self.saved = checkpoint.save(self.run, self.model, state, self.config.keep)
+        self.saved_step = self.step
+
+    def restore(self, folder: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            GessoError: it is damaged or does not fit the recipe.
+        """
+        state = checkpoint.load(folder)
+        checkpoint.restore(self._weights(), state.weights, f"{folder} (weights)")
+        checkpoint.restore(self.ema.average, state.ema, f"{folder} (ema)")
+        for name, optimizer in self.optimizers.items():
+            cut = len(name) + 1
+            optimizer.load_state(
+                {k[cut:]: v for k, v in state.optimizer.items() if k[:cut] == f"{name}|"}
+            )
+        numbers = state.numbers
+        self.step, self._before = numbers["step"], numbers["seconds"]
+        self.ema.updates = numbers["ema_updates"]
+        self.guard.load_state(numbers["guard"])
+        self.latest, self.validation = numbers["latest"], numbers["validation"]
+        self.saved, self.saved_step = folder, self.step
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers of every role, by `role.name`."""
+        return {
+            f"{name}.{key}": value
+            for name, role in self.roles.items()
+            for key, value in role.state_dict().items()
+        }

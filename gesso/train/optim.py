@@ -1,0 +1,168 @@
+"""Optimisers over named parameters, their learning-rate schedule, and gradient clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gesso.config import TrainConfig
+from gesso.types import GessoError
+
+DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
+    """The learning rate of a step.
+
+    A linear warm-up over `config.warmup` steps multiplies a decay over the whole training, whose
+    share is steps done of `config.steps` or, with `config.minutes`, time used of the budget.
+
+    Args:
+        step: steps done before this one.
+        seconds: time used before this one.
+    """
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    share = seconds / (60 * config.minutes) if config.minutes else step / max(1, config.steps)
+    share = min(1.0, share)
+    match config.schedule:
+        case "constant":
+            decay = 1.0
+        case "cosine":
+            decay = 0.5 * (1 + math.cos(math.pi * share))
+        case "linear":
+            decay = 1 - share
+    return config.lr * warm * decay
+
+
+def named_parameters(roles: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The roles' parameters that take a gradient, by `role.parameter` name."""
+    return {
+        f"{role}.{name}": p
+        for role, module in roles.items()
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
+
+
+class Optimizer:
+    """AdamW, or Muon for the hidden matrices and AdamW for the rest, over some roles.
+
+    Weight decay falls on the weights of linear and convolution layers only: norms, biases,
+    embeddings and modulation tables have no scale to be kept small. Muon (Jordan et al. 2024)
+    orthogonalises the updates of matrices inside blocks; its updates are rescaled to AdamW's
+    root mean square (Liu et al. 2025, eq. 4), so both share one learning rate.
+
+    Args:
+        roles: the modules to update.
+        config: `optimizer`, `betas`, `eps`, `weight_decay`.
+
+    Raises:
+        GessoError: nothing in the roles takes a gradient.
+    """
+
+    def __init__(self, roles: Mapping[str, nn.Module], config: TrainConfig) -> None:
+        self.params = named_parameters(roles)
+        if not self.params:
+            raise GessoError(f"Nothing to train: {', '.join(roles)} has no trainable parameters.")
+        owner = {
+            id(p): (module, name)
+            for role in roles.values()
+            for module in role.modules()
+            for name, p in module.named_parameters(recurse=False)
+        }
+        hidden = {id(p) for role in roles.values() for p in _hidden_matrices(role)}
+        muon, decayed, plain = [], [], []
+        for p in self.params.values():
+            module, name = owner[id(p)]
+            if config.optimizer == "muon" and id(p) in hidden:
+                muon.append(p)
+            elif isinstance(module, DECAYED) and name == "weight":
+                decayed.append(p)
+            else:
+                plain.append(p)
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if decayed or plain:
+            self.optimizers.append(
+                torch.optim.AdamW(
+                    [g for g in groups if g["params"]],
+                    lr=config.lr,
+                    betas=config.betas,
+                    eps=config.eps,
+                    fused=True,
+                )
+            )
+        if muon:
+            self.optimizers.append(
+                torch.optim.Muon(
+                    muon,
+                    lr=config.lr,
+                    weight_decay=config.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+
+    def clip(self, norm: float) -> Tensor:
+        """Scale the gradients to at most `norm` (0: leave them); returns the norm before."""
+        grads = [p.grad for p in self.params.values() if p.grad is not None]
+        total = torch.nn.utils.get_total_norm(grads)
+        if norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self.params.values(), norm, total)
+        return total
+
+    def step(self, lr: float) -> None:
+        """Update the parameters at this learning rate."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        for p in self.params.values():
+            p.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Every moment and counter as a tensor, keys `parameter|entry`.
+
+        Learning rates and decays are not state: they follow from the recipe and the step.
+        """
+        names = {id(p): name for name, p in self.params.items()}
+        return {
+            f"{names[id(p)]}|{entry}": torch.as_tensor(value)
+            for optimizer in self.optimizers
+            for p, entries in optimizer.state.items()
+            for entry, value in entries.items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` gave.
+
+        Raises:
+            GessoError: a tensor belongs to no parameter, or has another shape than its parameter.
+        """
+        owner = {id(p): o for o in self.optimizers for g in o.param_groups for p in g["params"]}
+        for key, value in state.items():
+            name, _, entry = key.partition("|")
+            p = self.params.get(name)
+            if p is None or (value.dim() and value.shape != p.shape):
+                raise GessoError(
+                    f"The optimiser state has {key!r} {tuple(value.shape)}, which fits no "
+                    "parameter: it was saved by another model."
+                )
+            # The step counter of a fused optimiser lives with its parameter.
+            owner[id(p)].state[p][entry] = value.to(p.device)
+
+
+def _hidden_matrices(role: nn.Module) -> Iterator[nn.Parameter]:
+    """Weights of the linear layers inside numbered blocks: neither first nor last layers."""
+    for module in role.modules():
+        if isinstance(module, nn.ModuleList):
+            for layer in module.modules():
+                if isinstance(layer, nn.Linear):
+                    yield layer.weight
