@@ -6,7 +6,6 @@ uninterrupted one would have seen.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -15,12 +14,13 @@ import torch
 from torch import Tensor
 
 from gesso.data.buckets import Size, assign, bucket_table, ratio_key
-from gesso.data.cache import Cache
-from gesso.data.captions import check_weights, choose, probabilities
-from gesso.data.encode import device_of
+from gesso.data.captions import check_weights, choose
+from gesso.data.features import device_of
+from gesso.data.group import Group
 from gesso.data.images import cover, to_tensor
-from gesso.data.order import Order
-from gesso.data.shards import Shard, merge
+from gesso.data.order import Split
+from gesso.data.shard_io import merge
+from gesso.data.shards import Cache
 from gesso.data.source import Source, read
 from gesso.types import Bad, Batch, Cond, GessoError
 
@@ -64,13 +64,13 @@ class CachedDataset:
         self._image_encoder = image_encoder
         in_memory = cache.bytes <= ram_limit
         self._groups = [
-            _Group(size, [merge(shards)] if in_memory else shards, caption_weights)
+            Group(size, [merge(shards)] if in_memory else shards, caption_weights)
             for size, shards in cache.groups.items()
         ]
         kinds = {c.kind for g in self._groups for s in g.shards for row in s.captions for c in row}
         check_weights(caption_weights, kinds)
         self._has_labels = all(bool((s.labels >= 0).all()) for g in self._groups for s in g.shards)
-        self._split = _Split([g.keys for g in self._groups], holdout)
+        self._split = Split([g.keys for g in self._groups], holdout)
         self.holdout_keys = self._split.holdout_keys
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class CachedDataset:
 
     def _read(
         self,
-        group: _Group,
+        group: Group,
         rows: np.ndarray,
         captions: list[int],
         generator: torch.Generator | None,
@@ -112,115 +112,6 @@ class CachedDataset:
         if not self._has_labels:
             cond.label = None
         return Batch(keys=[group.keys[r] for r in rows.tolist()], cond=cond, latents=latents)
-
-
-class _Group:
-    """All pictures of one bucket."""
-
-    def __init__(
-        self, size: Size, shards: list[Shard], weights: Mapping[str, float] | None
-    ) -> None:
-        self.size = size
-        self.shards = shards
-        self.keys = [key for s in shards for key in s.keys]
-        self._kinds = [tuple(c.kind for c in row) for s in shards for row in s.captions]
-        self._weights = weights
-        self._chances: dict[tuple[str, ...], np.ndarray] = {}
-        self._starts = np.cumsum([0, *map(len, shards)])
-
-    def chances(self, row: int) -> np.ndarray:
-        """Probabilities of the captions of a picture; pictures with the same kinds share them."""
-        kinds = self._kinds[row]
-        if kinds not in self._chances:
-            self._chances[kinds] = probabilities(kinds, self._weights)
-        return self._chances[kinds]
-
-    def read(self, rows: np.ndarray, captions: list[int]) -> tuple[Tensor, Cond]:
-        """Raw latents [B, R, h, w] float32 and conditions of pictures, one caption each."""
-        owner = np.searchsorted(self._starts, rows, side="right") - 1
-        local = rows - self._starts[owner]
-        first = self.shards[0]
-        raw = torch.empty(len(rows), *first.latents.shape[1:])
-        size = torch.empty(len(rows), 2)
-        label = torch.empty(len(rows), dtype=torch.int64)
-        for number in np.unique(owner).tolist():
-            into = torch.from_numpy(np.flatnonzero(owner == number))
-            taken = torch.from_numpy(local[owner == number])
-            shard = self.shards[number]
-            raw[into] = shard.latents[taken].float()
-            size[into] = shard.sizes[taken].float()
-            label[into] = shard.labels[taken]
-        pieces, pooled = [], []
-        for number, row, caption in zip(owner.tolist(), local.tolist(), captions, strict=True):
-            shard = self.shards[number]
-            k = int(shard.caption_start[row]) + caption
-            pieces.append(shard.text[int(shard.text_start[k]) : int(shard.text_start[k + 1])])
-            if shard.pooled is not None:
-                pooled.append(shard.pooled[k])
-        cond = _pad(pieces)
-        cond.pooled = torch.stack(pooled).float() if pooled else None
-        cond.size = size
-        cond.aspect = torch.full((len(rows), 1), ratio_key(self.size))
-        cond.label = label
-        return raw, cond
-
-
-def _pad(pieces: list[Tensor]) -> Cond:
-    """Ragged [L] ids or [L, D] tokens -> [B, Lmax(, D)] right-padded with 0, and the mask."""
-    lengths = torch.tensor([len(p) for p in pieces])
-    padded = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
-    mask = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
-    if padded.is_floating_point():
-        return Cond(tokens=padded.float(), mask=mask)
-    return Cond(ids=padded.long(), mask=mask)
-
-
-class _Split:
-    """Which rows of which bucket are trained on, and which are held out."""
-
-    def __init__(self, keys: list[list[str]], holdout: int) -> None:
-        total = sum(map(len, keys))
-        if holdout < 0 or holdout >= total:
-            raise GessoError(
-                f"There are {total} pictures and {holdout} are to be held out: lower "
-                f"validation.holdout."
-            )
-        places = [(_hash(k), g, row) for g, group in enumerate(keys) for row, k in enumerate(group)]
-        held = {(g, row) for _, g, row in sorted(places)[:holdout]}
-        self.holdout_keys = [keys[g][row] for g, row in sorted(held)]
-        self._held = [
-            np.array([r for r in range(len(k)) if (g, r) in held], dtype=np.int64)
-            for g, k in enumerate(keys)
-        ]
-        self._train = [
-            (g, np.array([r for r in range(len(k)) if (g, r) not in held], dtype=np.int64))
-            for g, k in enumerate(keys)
-        ]
-        self._train = [(g, rows) for g, rows in self._train if len(rows)]
-        self._orders: dict[tuple[int, int], Order] = {}
-
-    def __len__(self) -> int:
-        return sum(len(rows) for _, rows in self._train)
-
-    def rows(self, step: int, batch_size: int, seed: int) -> tuple[int, np.ndarray]:
-        """(bucket, rows) of a training step."""
-        order = self._orders.get((batch_size, seed))
-        if order is None:
-            order = Order([len(rows) for _, rows in self._train], batch_size, seed)
-            self._orders[batch_size, seed] = order
-        place, within = order.rows(step)
-        bucket, rows = self._train[place]
-        return bucket, rows[within]
-
-    def holdout(self, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(bucket, rows) of each held-out batch; the last of a bucket may be smaller."""
-        for bucket, rows in enumerate(self._held):
-            for start in range(0, len(rows), batch_size):
-                yield bucket, rows[start : start + batch_size]
-
-
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 class PixelDataset:
@@ -258,7 +149,7 @@ class PixelDataset:
         self.bad: list[Bad] = []
         pictures: dict[Size, list[np.ndarray]] = {}
         keys: dict[Size, list[str]] = {}
-        sizes: dict[Size, list[tuple[int, ...]]] = {}
+        sizes: dict[Size, list[Size]] = {}
         used = count = 0
         for item in read(source):
             if limit is not None and count >= limit:
@@ -266,10 +157,11 @@ class PixelDataset:
             if isinstance(item, Bad):
                 self.bad.append(item)
                 continue
-            bucket = assign(*item.image.shape[:2], table)
+            h, w = item.image.shape[:2]
+            bucket = assign(h, w, table)
             pictures.setdefault(bucket, []).append(cover(item.image, bucket))
             keys.setdefault(bucket, []).append(item.key)
-            sizes.setdefault(bucket, []).append(item.image.shape[:2])
+            sizes.setdefault(bucket, []).append((h, w))
             count += 1
             used += bucket[0] * bucket[1] * 3
             if used > ram_limit:
@@ -284,7 +176,7 @@ class PixelDataset:
         self._pixels = [torch.from_numpy(np.stack(pictures.pop(b))) for b in self._buckets]
         self._sizes = [torch.tensor(sizes[b], dtype=torch.float32) for b in self._buckets]
         self._keys = [keys[b] for b in self._buckets]
-        self._split = _Split(self._keys, holdout)
+        self._split = Split(self._keys, holdout)
         self.holdout_keys = self._split.holdout_keys
 
     def __len__(self) -> int:

@@ -7,85 +7,51 @@ same bytes as an uninterrupted run.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, TypedDict
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from gesso.data.buckets import Size, assign, bucket_table
-from gesso.data.cache import read_manifest, refuse_different
-from gesso.data.images import cover, to_tensor
-from gesso.data.shards import (
+from gesso.data.buckets import assign, bucket_table
+from gesso.data.features import Cut, FeatureWriter, ImageEncoder, TextEncoder
+from gesso.data.images import cover
+from gesso.data.shard_io import (
     DTYPES,
-    Features,
     Manifest,
-    ShardInfo,
     open_shard,
-    shard_bucket,
-    shard_name,
+    shard_files,
+    shard_info,
     write_manifest,
-    write_shard,
 )
+from gesso.data.shards import read_manifest, refuse_different
 from gesso.data.source import EntrySource, Source, read
-from gesso.types import Bad, Caption, Cond, GessoError, Sample
+from gesso.types import Bad, GessoError, Sample
 
 Progress = Callable[[int, int | None], None]
 """(pictures done, pictures in all or None) -> None"""
 
 
-class ImageEncoder(Protocol):
-    """The part of an image encoder that fills a cache."""
-
-    factor: int
-
-    def encode(self, pixels: Tensor) -> Tensor: ...
-    def fingerprint(self) -> str: ...
-
-
-class TextEncoder(Protocol):
-    """The part of a text encoder that fills a cache."""
-
-    def prepare(self, prompts: list[str]) -> Cond: ...
-    def fingerprint(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class EncodeReport:
-    """What `encode` did.
+class EncodeReport(TypedDict):
+    """What is in the cache now, in values that JSON can hold.
 
     Attributes:
-        folder: the cache.
         pictures: in the cache, of which `resumed` were there before this run.
         captions: in the cache.
-        bad: skipped samples with reasons.
-        buckets: pictures by bucket (H, W).
+        skipped: pictures that could not be used; `cache.json` names each with its reason.
+        reasons: how often each reason for skipping occurred.
+        buckets: pictures by bucket "HxW".
         bytes: size of the shards.
         seconds: this run took.
     """
 
-    folder: Path
     pictures: int
     resumed: int
     captions: int
-    bad: list[Bad]
-    buckets: dict[Size, int]
+    skipped: int
+    reasons: dict[str, int]
+    buckets: dict[str, int]
     bytes: int
     seconds: float
-
-
-class _Cut(NamedTuple):
-    """A picture cut to its bucket, waiting to be encoded."""
-
-    key: str
-    pixels: np.ndarray  # [H, W, 3] uint8
-    size: Size
-    label: int
-    captions: list[Caption]
 
 
 def encode(
@@ -145,9 +111,15 @@ def encode(
         multiple=multiple,
     )
     folder = Path(out_dir)
-    done = _resume(folder, manifest)
-    writer = _Writer(folder, image_encoder, text_encoder, shard_size, batch_size, DTYPES[dtype])
-    resumed = count = len(done)
+    earlier = _earlier(folder, manifest)
+    if earlier is not None and earlier.complete and _intact(folder, earlier):
+        return _report(earlier, sum(s.rows for s in earlier.shards), started)
+    write_manifest(folder, manifest)
+    done = _finished(folder)
+    writer = FeatureWriter(
+        folder, image_encoder, text_encoder, shard_size, batch_size, DTYPES[dtype]
+    )
+    count = len(done)
     total = _total(source, limit)
     bad: list[Bad] = []
     for item in _first(read(source, done), None if limit is None else limit - count):
@@ -156,14 +128,23 @@ def encode(
             continue
         h, w = item.image.shape[:2]
         bucket = assign(h, w, table)
-        cut = _Cut(item.key, cover(item.image, bucket), (h, w), _label(item), item.captions)
+        cut = Cut(item.key, cover(item.image, bucket), (h, w), _label(item), item.captions)
         bad += writer.add(bucket, cut)
         count += 1
         if progress and count % batch_size == 0:
             progress(count, total)
     bad += writer.finish()
-    manifest.bad = sorted(tuple(b) for b in bad)
-    return _finish(folder, manifest, resumed, started, progress)
+    manifest.bad = sorted((b.key, b.reason) for b in bad)
+    manifest.shards = [shard_info(path) for path in shard_files(folder)]
+    if not manifest.shards:
+        first = f", the first, {bad[0].key}: {bad[0].reason}" if bad else "."
+        raise GessoError(f"No picture of the source could be used ({len(bad)} skipped){first}")
+    manifest.complete = True
+    write_manifest(folder, manifest)
+    report = _report(manifest, len(done), started)
+    if progress:
+        progress(report["pictures"], report["pictures"])
+    return report
 
 
 def _first(items: Iterator[Sample | Bad], limit: int | None) -> Iterator[Sample | Bad]:
@@ -179,7 +160,7 @@ def _first(items: Iterator[Sample | Bad], limit: int | None) -> Iterator[Sample 
 
 
 def _total(source: Source, limit: int | None) -> int | None:
-    known = len(source) if hasattr(source, "__len__") else None
+    known = len(source) if isinstance(source, Sized) else None
     if known is None or limit is None:
         return known if limit is None else limit
     return min(known, limit)
@@ -190,162 +171,50 @@ def _label(sample: Sample) -> int:
     return label if isinstance(label, int) and 0 <= label < 2**63 else -1
 
 
-def _resume(folder: Path, manifest: Manifest) -> set[str]:
-    """Keys in the finished shards of an earlier run; a damaged shard is made again."""
+def _earlier(folder: Path, manifest: Manifest) -> Manifest | None:
+    """What an earlier run began in this folder, if it is the same cache."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise GessoError(f"The folder {folder} cannot be made: {e.strerror}.") from None
+    for part in folder.glob("*.part"):  # the run stopped while writing it
+        part.unlink()
     earlier = read_manifest(folder)
-    if earlier is None:
-        if any(folder.iterdir()):
-            raise GessoError(
-                f"The folder {folder} holds other files and no cache: choose an empty one."
-            )
-    else:
+    if earlier is not None:
         fields = set(Manifest.model_fields) - {"version", "complete", "shards", "bad"}
         refuse_different(folder, earlier, {f: getattr(manifest, f) for f in sorted(fields)})
-    write_manifest(folder, manifest)
+    elif any(folder.iterdir()):
+        raise GessoError(f"The folder {folder} holds files and no cache: choose an empty one.")
+    return earlier
+
+
+def _intact(folder: Path, manifest: Manifest) -> bool:
+    files = [(folder / s.name, s.bytes) for s in manifest.shards]
+    return all(path.is_file() and path.stat().st_size == size for path, size in files)
+
+
+def _finished(folder: Path) -> set[str]:
+    """Keys in the shards of an earlier run; a damaged shard is deleted and made again."""
     done: set[str] = set()
-    for path in _shards(folder):
+    for path in shard_files(folder):
         try:
-            keys = open_shard(path).keys
+            done.update(open_shard(path).keys)
         except GessoError:
             path.unlink()
-        else:
-            done.update(keys)
     return done
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if shard_bucket(p.name))
-
-
-class _Writer:
-    """Encodes batches of one bucket and writes a shard whenever a bucket has enough."""
-
-    def __init__(
-        self,
-        folder: Path,
-        image_encoder: ImageEncoder,
-        text_encoder: TextEncoder,
-        shard_size: int,
-        batch_size: int,
-        dtype: torch.dtype,
-    ) -> None:
-        self._folder = folder
-        self._image_encoder = image_encoder
-        self._text_encoder = text_encoder
-        self._shard_size = shard_size
-        self._batch_size = batch_size
-        self._dtype = dtype
-        self._cut: dict[Size, list[_Cut]] = defaultdict(list)
-        self._ready: dict[Size, list[Features]] = defaultdict(list)
-
-    def add(self, bucket: Size, picture: _Cut) -> list[Bad]:
-        """Take a picture; returns those that turned out bad."""
-        waiting = self._cut[bucket]
-        waiting.append(picture)
-        # A batch never crosses the end of a shard: after an interruption, batches fall the same.
-        room = self._shard_size - len(self._ready[bucket])
-        return self._encode(bucket) if len(waiting) >= min(self._batch_size, room) else []
-
-    def finish(self) -> list[Bad]:
-        """Encode and write what is left."""
-        bad = [b for bucket in list(self._cut) for b in self._encode(bucket)]
-        for bucket, rows in self._ready.items():
-            if rows:
-                self._write(bucket)
-        return bad
-
-    def _encode(self, bucket: Size) -> list[Bad]:
-        pictures = self._cut.pop(bucket, [])
-        if not pictures:
-            return []
-        pixels = to_tensor(np.stack([p.pixels for p in pictures]))  # [B, 3, H, W]
-        with torch.no_grad():
-            latents = self._image_encoder.encode(pixels.to(device_of(self._image_encoder)))
-        latents = latents.to("cpu", self._dtype)
-        texts, pooled = self._texts([c.text for p in pictures for c in p.captions])
-        bad, start = [], 0
-        for picture, latent in zip(pictures, latents, strict=True):
-            own = slice(start, start + len(picture.captions))
-            start = own.stop
-            row = Features(
-                picture.key,
-                latent,
-                picture.size,
-                picture.label,
-                picture.captions,
-                texts[own],
-                None if pooled is None else pooled[own],
-            )
-            if all(t.isfinite().all() for t in (latent, *row.text)):
-                self._ready[bucket].append(row)
-            else:
-                bad.append(Bad(picture.key, f"Its features are not finite as {self._dtype}."))
-        if len(self._ready[bucket]) >= self._shard_size:
-            self._write(bucket)
-        return bad
-
-    def _texts(self, texts: list[str]) -> tuple[list[Tensor], Tensor | None]:
-        """Captions -> one [L] or [L, D] tensor each, unpadded, and [captions, P] or None."""
-        ragged: list[Tensor] = []
-        pooled: list[Tensor] = []
-        for start in range(0, len(texts), self._batch_size):
-            with torch.no_grad():
-                cond = self._text_encoder.prepare(texts[start : start + self._batch_size]).to("cpu")
-            values = cond.ids if cond.tokens is None else cond.tokens.to(self._dtype)
-            assert values is not None and cond.mask is not None  # the contract of `prepare`
-            ragged += [v[:n] for v, n in zip(values, cond.mask.sum(1).tolist(), strict=True)]
-            if cond.pooled is not None:
-                pooled.append(cond.pooled)
-        return ragged, torch.cat(pooled) if pooled else None
-
-    def _write(self, bucket: Size) -> None:
-        taken = {p.name for p in _shards(self._folder)}
-        number = next(i for i in range(len(taken) + 1) if shard_name(bucket, i) not in taken)
-        path = self._folder / shard_name(bucket, number)
-        write_shard(path, self._ready.pop(bucket), self._dtype)
-
-
-def device_of(encoder: object) -> torch.device:
-    """Where a module's weights are; the CPU for anything without weights."""
-    if isinstance(encoder, torch.nn.Module):
-        for tensor in (*encoder.parameters(), *encoder.buffers()):
-            return tensor.device
-    return torch.device("cpu")
-
-
-def _finish(
-    folder: Path, manifest: Manifest, resumed: int, started: float, progress: Progress | None
-) -> EncodeReport:
-    counts: dict[Size, int] = defaultdict(int)
-    captions = 0
-    for path in _shards(folder):
-        shard = open_shard(path)
-        manifest.shards.append(
-            ShardInfo(name=path.name, rows=len(shard), bytes=path.stat().st_size)
-        )
-        counts[shard_bucket(path.name) or (0, 0)] += len(shard)
-        captions += sum(map(len, shard.captions))
-    pictures = sum(counts.values())
-    if not pictures:
-        reason = f"; the first: {manifest.bad[0][0]}: {manifest.bad[0][1]}" if manifest.bad else "."
-        raise GessoError(
-            f"No picture of the source could be used ({len(manifest.bad)} bad){reason}"
-        )
-    manifest.complete = True
-    write_manifest(folder, manifest)
-    if progress:
-        progress(pictures, pictures)
+def _report(manifest: Manifest, resumed: int, started: float) -> EncodeReport:
+    buckets: Counter[str] = Counter()
+    for shard in manifest.shards:
+        buckets[shard.name.partition("-")[0]] += shard.rows
     return EncodeReport(
-        folder=folder,
-        pictures=pictures,
+        pictures=sum(s.rows for s in manifest.shards),
         resumed=resumed,
-        captions=captions,
-        bad=[Bad(*b) for b in manifest.bad],
-        buckets=dict(counts),
+        captions=sum(s.captions for s in manifest.shards),
+        skipped=len(manifest.bad),
+        reasons=dict(Counter(reason for _, reason in manifest.bad)),
+        buckets=dict(buckets),
         bytes=sum(s.bytes for s in manifest.shards),
         seconds=time.monotonic() - started,
     )

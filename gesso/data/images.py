@@ -99,9 +99,10 @@ def _flatten(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
         grey = np.asarray(image).astype(np.float64)
         image = Image.fromarray((grey / 257 + 0.5).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        canvas = Image.new("RGBA", image.size, colour)
-        canvas.alpha_composite(image.convert("RGBA"))
-        image = canvas
+        image = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, colour)
+        canvas.paste(image, mask=image)
+        return canvas
     return image.convert("RGB")
 
 

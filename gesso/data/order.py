@@ -8,9 +8,13 @@ learned from as often as its pictures deserve.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
+
+from gesso.types import GessoError
 
 _EPOCH, _PASS = 0, 1  # keep the two uses of a seed apart
 
@@ -77,3 +81,51 @@ class Order:
     def _shuffled_pass(self, bucket: int, number: int) -> np.ndarray:
         rng = np.random.default_rng([self._seed, _PASS, bucket, number])
         return rng.permutation(self._counts[bucket])
+
+
+class Split:
+    """Which rows of which bucket are trained on, and which are held out."""
+
+    def __init__(self, keys: list[list[str]], holdout: int) -> None:
+        total = sum(map(len, keys))
+        if holdout < 0 or holdout >= total:
+            raise GessoError(
+                f"There are {total} pictures and {holdout} are to be held out: lower "
+                f"validation.holdout."
+            )
+        places = [(_hash(k), g, row) for g, group in enumerate(keys) for row, k in enumerate(group)]
+        held = {(g, row) for _, g, row in sorted(places)[:holdout]}
+        self.holdout_keys = [keys[g][row] for g, row in sorted(held)]
+        self._held = [
+            np.array([r for r in range(len(k)) if (g, r) in held], dtype=np.int64)
+            for g, k in enumerate(keys)
+        ]
+        self._train = [
+            (g, np.array([r for r in range(len(k)) if (g, r) not in held], dtype=np.int64))
+            for g, k in enumerate(keys)
+        ]
+        self._train = [(g, rows) for g, rows in self._train if len(rows)]
+        self._orders: dict[tuple[int, int], Order] = {}
+
+    def __len__(self) -> int:
+        return sum(len(rows) for _, rows in self._train)
+
+    def rows(self, step: int, batch_size: int, seed: int) -> tuple[int, np.ndarray]:
+        """(bucket, rows) of a training step."""
+        order = self._orders.get((batch_size, seed))
+        if order is None:
+            order = Order([len(rows) for _, rows in self._train], batch_size, seed)
+            self._orders[batch_size, seed] = order
+        place, within = order.rows(step)
+        bucket, rows = self._train[place]
+        return bucket, rows[within]
+
+    def holdout(self, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(bucket, rows) of each held-out batch; the last of a bucket may be smaller."""
+        for bucket, rows in enumerate(self._held):
+            for start in range(0, len(rows), batch_size):
+                yield bucket, rows[start : start + batch_size]
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from gesso.config import Spec, nearest, resolve
 from gesso.data.images import background_rgb, load_rgb
@@ -20,6 +23,9 @@ from gesso.types import Bad, Caption, GessoError, Sample
 
 FILE_COLUMNS = ("file_name", "file", "filename", "path", "image")
 CAPTION_COLUMNS = ("caption", "captions", "text", "prompt", "annotation")
+
+
+T = TypeVar("T", Sample, "Entry")
 
 
 class Source(Protocol):
@@ -79,21 +85,49 @@ def read(source: Source, skip: Container[str] = ()) -> Iterator[Sample | Bad]:
 
     A key that was seen before comes out as `Bad`, since caches are looked up by key.
     """
+    if isinstance(source, EntrySource):
+        return _decode_ahead(source, _new(source.entries(), skip))
+    return _new(source, skip)
+
+
+def _new(items: Iterable[T | Bad], skip: Container[str]) -> Iterator[T | Bad]:
     seen: set[str] = set()
-    for item in source.entries() if isinstance(source, EntrySource) else source:
+    for item in items:
         if isinstance(item, Bad):
             yield item
         elif item.key in seen:
             yield Bad(item.key, "Another picture of the source has the same key.")
         else:
             seen.add(item.key)
-            if item.key in skip:
-                continue
-            if isinstance(item, Entry):
-                assert isinstance(source, EntrySource)
-                yield source.decode(item)
-            else:
+            if item.key not in skip:
                 yield item
+
+
+def _decode_ahead(source: EntrySource, items: Iterator[Entry | Bad]) -> Iterator[Sample | Bad]:
+    """Decode on threads (Pillow lets go of the interpreter), a few ahead, in the same order."""
+
+    def decode(item: Entry | Bad) -> Sample | Bad:
+        return item if isinstance(item, Bad) else source.decode(item)
+
+    workers = min(8, os.cpu_count() or 1)
+    ahead: deque[Future[Sample | Bad]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for item in items:
+            ahead.append(pool.submit(decode, item))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:  # also when the reader has enough
+        pool.shutdown(cancel_futures=True)
+
+
+def caption_texts(source: Source) -> Iterator[str]:
+    """Every caption of a source, without decoding pictures where that is possible."""
+    for item in source.entries() if isinstance(source, EntrySource) else source:
+        if not isinstance(item, Bad):
+            yield from (caption.text for caption in item.captions)
 
 
 def open_source(spec: Spec, background: str = "white") -> Source:

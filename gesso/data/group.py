@@ -1,0 +1,78 @@
+"""The cached pictures of one bucket, and reading a batch of them.
+
+Dims: B pictures in a batch, R channels of a raw latent, L tokens, D their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gesso.data.buckets import Size, ratio_key
+from gesso.data.captions import probabilities
+from gesso.data.shard_io import Shard
+from gesso.types import Cond
+
+
+class Group:
+    """All pictures of one bucket."""
+
+    def __init__(
+        self, size: Size, shards: list[Shard], weights: Mapping[str, float] | None
+    ) -> None:
+        self.size = size
+        self.shards = shards
+        self.keys = [key for s in shards for key in s.keys]
+        self._kinds = [tuple(c.kind for c in row) for s in shards for row in s.captions]
+        self._weights = weights
+        self._chances: dict[tuple[str, ...], np.ndarray] = {}
+        self._starts = np.cumsum([0, *map(len, shards)])
+
+    def chances(self, row: int) -> np.ndarray:
+        """Probabilities of the captions of a picture; pictures with the same kinds share them."""
+        kinds = self._kinds[row]
+        if kinds not in self._chances:
+            self._chances[kinds] = probabilities(kinds, self._weights)
+        return self._chances[kinds]
+
+    def read(self, rows: np.ndarray, captions: list[int]) -> tuple[Tensor, Cond]:
+        """Raw latents [B, R, h, w] float32 and conditions of pictures, one caption each."""
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        local = rows - self._starts[owner]
+        first = self.shards[0]
+        raw = torch.empty(len(rows), *first.latents.shape[1:])
+        size = torch.empty(len(rows), 2)
+        label = torch.empty(len(rows), dtype=torch.int64)
+        for number in np.unique(owner).tolist():
+            into = torch.from_numpy(np.flatnonzero(owner == number))
+            taken = torch.from_numpy(local[owner == number])
+            shard = self.shards[number]
+            raw[into] = shard.latents[taken].float()
+            size[into] = shard.sizes[taken].float()
+            label[into] = shard.labels[taken]
+        pieces, pooled = [], []
+        for number, row, caption in zip(owner.tolist(), local.tolist(), captions, strict=True):
+            shard = self.shards[number]
+            k = int(shard.caption_start[row]) + caption
+            pieces.append(shard.text[int(shard.text_start[k]) : int(shard.text_start[k + 1])])
+            if shard.pooled is not None:
+                pooled.append(shard.pooled[k])
+        cond = _pad(pieces)
+        cond.pooled = torch.stack(pooled).float() if pooled else None
+        cond.size = size
+        cond.aspect = torch.full((len(rows), 1), ratio_key(self.size))
+        cond.label = label
+        return raw, cond
+
+
+def _pad(pieces: list[Tensor]) -> Cond:
+    """Ragged [L] ids or [L, D] tokens -> [B, Lmax(, D)] right-padded with 0, and the mask."""
+    lengths = torch.tensor([len(p) for p in pieces])
+    padded = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+    mask = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
+    if padded.is_floating_point():
+        return Cond(tokens=padded.float(), mask=mask)
+    return Cond(ids=padded.long(), mask=mask)
