@@ -100,7 +100,7 @@ def train(
         "run",
         lambda r: (
             f"{r['steps']} steps, {r['images_per_second']:.0f} pictures/s, loss {r['loss']:.4f}\n"
-            f"Paint with it: gesso paint --model {r['run']} \"...\""
+            f'Paint with it: gesso paint --model {r["run"]} "..."'
         ),
     )
     if result.get("interrupted"):
@@ -214,7 +214,9 @@ def demo(
 def _score_table(result: dict[str, Any]) -> str:
     rows = [*result["scores"].items(), ("overall", result["overall"])]
     lines = [f"{tag:<16} {value:.3f}" for tag, value in rows]
-    return "\n".join([f"{result['benchmark']}, judge {result['judge']}, {result['n']} pictures", *lines])
+    return "\n".join(
+        [f"{result['benchmark']}, judge {result['judge']}, {result['n']} pictures", *lines]
+    )
 
 
 def _report(result: dict[str, Any], as_json: bool, place: str | None, say: Any) -> None:
@@ -239,8 +241,10 @@ def main() -> None:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = f" at {e.filename}" if e.filename else ""
-        print(f"gesso: Could not write{where}: {e.strerror}; free room or choose another place.",
-              file=sys.stderr)
+        print(
+            f"gesso: Could not write{where}: {e.strerror}; free room or choose another place.",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

@@ -8,6 +8,7 @@ a file and edits no list.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import pkgutil
@@ -234,7 +235,9 @@ def _override(values: dict[str, Any], item: str) -> None:
 
     key, eq, text = item.partition("=")
     if not eq or not key:
-        raise GessoError(f"The override {item!r} is not of the form key=value: write train.lr=1e-4.")
+        raise GessoError(
+            f"The override {item!r} is not of the form key=value: write train.lr=1e-4."
+        )
     *parents, last = key.split(".")
     for part in parents:
         values = values.setdefault(part, {})
@@ -242,8 +245,6 @@ def _override(values: dict[str, Any], item: str) -> None:
             raise GessoError(f"The override {item!r} reaches into {part!r}, which has no keys.")
     value = yaml.safe_load(text)
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     values[last] = value

@@ -144,9 +144,7 @@ def write_report(
         loss_plot=report.loss_plot(report.read_metrics(run)),
         score_note="GenEval's six tags and rules, with gesso's reader as the detector, on "
         "combinations of shape, colour, count and relation that training never showed.",
-        scores=[
-            {"tag": tag.replace("_", " "), "value": v} for tag, v in scores["scores"].items()
-        ]
+        scores=[{"tag": tag.replace("_", " "), "value": v} for tag, v in scores["scores"].items()]
         + [{"tag": "overall", "value": overall}],
         failures=_failures(run, scores),
         ledger=[

@@ -11,15 +11,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gesso import __version__
 from gesso.config import (
     Config,
     DiffusionConfig,
@@ -47,14 +48,14 @@ class Description(Config):
     """`gesso.json`: everything but the weights."""
 
     format: int = FORMAT
-    gesso: str = __version__
+    gesso: str = installed("gesso")
     name: str
     step: int = 0
     fingerprint: str = ""
     image_encoder: Spec
     text_encoder: Spec | None = None
     backbone: Spec | None = None
-    encoder_fingerprints: dict[str, str] = {}
+    encoder_fingerprints: dict[str, str] = Field(default_factory=dict)
     diffusion: DiffusionConfig
     sample: SampleConfig
 
@@ -111,7 +112,7 @@ class Model:
             backbone = build("backbones", d.backbone)
         model = cls(d, image_encoder, text_encoder, backbone)
         model.description.encoder_fingerprints = {
-            name: part.fingerprint()
+            name: part.fingerprint()  # type: ignore[operator]
             for name, part in model.parts().items()
             if name != "backbone" and name not in model.trained()
         }
@@ -125,6 +126,10 @@ class Model:
     def sample(self) -> SampleConfig:
         """The generation contract."""
         return self.description.sample
+
+    @sample.setter
+    def sample(self, contract: SampleConfig) -> None:
+        self.description.sample = contract
 
     @property
     def path(self) -> NoisePath:
@@ -224,7 +229,7 @@ class Model:
             for k, v in (state or self.state()).items()
         }
         described = self.description.model_copy(
-            update={"step": step, "fingerprint": fingerprint(tensors), "gesso": __version__}
+            update={"step": step, "fingerprint": fingerprint(tensors), "gesso": installed("gesso")}
         )
         save_file(tensors, folder / WEIGHTS)
         (folder / DESCRIPTION).write_text(json.dumps(described.model_dump(), indent=2) + "\n")

@@ -329,9 +329,7 @@ def _as_list(prompt: str | Sequence[str]) -> list[str]:
     return [prompt] if isinstance(prompt, str) else list(prompt)
 
 
-def _spread(
-    negative: str | Sequence[str] | None, n: int, per_prompt: int
-) -> list[str | None]:
+def _spread(negative: str | Sequence[str] | None, n: int, per_prompt: int) -> list[str | None]:
     if negative is None or isinstance(negative, str):
         return [negative] * n
     spread = [x for x in negative for _ in range(per_prompt)]
@@ -359,8 +357,10 @@ def _starting_noise(
             )
         return unknown, latents.float()
     if generator is not None:
-        several = not isinstance(generator, torch.Generator)
-        generators = list(generator) if several else [generator] * n
+        if isinstance(generator, torch.Generator):
+            generators = [generator] * n
+        else:
+            generators = list(generator)
         if len(generators) != n:
             raise GessoError(f"There are {len(generators)} generators for {n} pictures: give {n}.")
         return unknown, draw_noise(shape, generators)

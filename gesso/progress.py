@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def steps_bar(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+def steps_bar(what: str, quiet: bool = False) -> Iterator[Callable[[int, int | None], None]]:
     """A bar for one job; yields `show(done, total)`. Silent when `quiet` or not on a terminal."""
     from rich.console import Console
     from rich.progress import (

@@ -134,8 +134,10 @@ class Cond:
 
     def where(self, drop: Tensor, other: Cond) -> Cond:
         """Rows of `other` where `drop` [B] bool is True, own rows elsewhere (caption dropout)."""
+        import torch
+
         both = Cond.cat([self, other])
-        index = drop.new_tensor(range(len(self)), dtype=int) + drop.long() * len(self)
+        index = torch.arange(len(self), device=drop.device) + drop.long() * len(self)
         return both[index]
 
     def replace(self, **changes: Tensor | None) -> Cond:

@@ -26,11 +26,18 @@ def tiny_recipe() -> Recipe:
     """A whole model of a few thousand parameters, with every part real."""
     recipe = load_recipe("demo")
     recipe.text_encoder = {
-        **{"name": "learned", "width": 32, "depth": 1, "heads": 2, "max_tokens": 12},
+        "name": "learned",
+        "width": 32,
+        "depth": 1,
+        "heads": 2,
+        "max_tokens": 12,
         "words": WORDS,
     }
     recipe.backbone = {
-        **{"name": "pixart", "depth": 2, "hidden_size": 32, "num_heads": 2},
+        "name": "pixart",
+        "depth": 2,
+        "hidden_size": 32,
+        "num_heads": 2,
         "learn_sigma": False,
     }
     recipe.train.compile = False

@@ -171,9 +171,7 @@ def test_train_then_paint_shows_the_validation_picture(call, tiny_recipe, tmp_pa
 
     code, _, err = call("train", recipe, "--run", "runs/a")
     assert code == 2 and "--resume" in err
-    code, out, err = call(
-        "train", recipe, "train.steps=5", "--run", "runs/a", "--resume", "--json"
-    )
+    code, out, err = call("train", recipe, "train.steps=5", "--run", "runs/a", "--resume", "--json")
     assert code == 0 and json.loads(out)["steps"] == 5
 
 

@@ -64,7 +64,11 @@ def test_a_wrong_override_is_one_sentence(tmp_path, override, says):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("a: [1", "not readable YAML"), ("just words", "not a recipe"), ("{}", "lacks the key 'name'")],
+    [
+        ("a: [1", "not readable YAML"),
+        ("just words", "not a recipe"),
+        ("{}", "lacks the key 'name'"),
+    ],
 )
 def test_a_broken_recipe_file_is_one_sentence(tmp_path, text, says):
     with pytest.raises(GessoError, match=says):
@@ -78,7 +82,7 @@ def test_unknown_names_suggest_the_nearest():
         load_recipe("nowhere/else.yaml")
     with pytest.raises(GessoError, match="did you mean 'pixart'"):
         module("backbones", "pixard")
-    with pytest.raises(GessoError, match="unknown key 'dept'.*did you mean 'depth'"):
+    with pytest.raises(GessoError, match=r"unknown key 'dept'.*did you mean 'depth'"):
         resolve("backbones", {"name": "pixart", "dept": 3})
     with pytest.raises(GessoError, match="lacks 'name'"):
         resolve("backbones", {"depth": 3})

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
-from gesso import config
 from gesso.config import Recipe, ValidationConfig
 from gesso.data.dataset import CachedDataset, PixelDataset
 from gesso.data.encode import EncodeReport, encode
-from gesso.data.cache import open_cache
+from gesso.data.shards import open_cache
+from gesso.data.source import caption_texts, open_source
+from gesso.encoders.text.learned import split_words
 from gesso.model import Model
 from gesso.pipeline import Pipeline
 from gesso.progress import steps_bar
 from gesso.train.folder import refuse_existing
 from gesso.train.loop import Dataset, Painter, train
-from gesso.types import Sample
 
 
 def train_recipe(
@@ -56,19 +55,10 @@ def encode_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str
     """Write the feature cache of a recipe's pictures; an interrupted one continues.
 
     Returns:
-        cache (folder), pictures, captions, skipped, bad ([key, reason] of each), bytes, seconds.
+        cache (its folder) and what `gesso.data.encode.EncodeReport` has.
     """
     recipe = with_vocabulary(recipe)
-    report = _encode(recipe, Model.from_recipe(recipe), out, quiet)
-    return {
-        "cache": str(report.folder),
-        "pictures": report.pictures,
-        "captions": report.captions,
-        "skipped": len(report.bad),
-        "bad": [list(b) for b in report.bad],
-        "bytes": report.bytes,
-        "seconds": round(report.seconds, 3),
-    }
+    return {"cache": str(out), **_encode(recipe, Model.from_recipe(recipe), out, quiet)}
 
 
 def with_vocabulary(recipe: Recipe) -> Recipe:
@@ -76,13 +66,11 @@ def with_vocabulary(recipe: Recipe) -> Recipe:
     spec = recipe.text_encoder
     if spec is None or spec["name"] != "learned" or "words" in spec:
         return recipe
-    source = config.build("data.sources", recipe.data.source)
+    source = open_source(recipe.data.source, recipe.data.background)
     if hasattr(source, "vocabulary"):
         words = source.vocabulary()
     else:
-        samples = (s for s in source if isinstance(s, Sample))
-        texts = (c.text.lower() for s in samples for c in s.captions)
-        words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text)})
+        words = sorted({word for text in caption_texts(source) for word in split_words(text)})
     return recipe.model_copy(update={"text_encoder": {**spec, "words": words}})
 
 
@@ -93,14 +81,14 @@ def make_dataset(recipe: Recipe, model: Model, cache: Path, *, quiet: bool = Fal
     """
     data = recipe.data
     if model.backbone is None:
-        source = config.build("data.sources", data.source)
+        source = open_source(data.source, data.background)
         return PixelDataset(
             source, size=data.size, limit=data.limit, holdout=recipe.validation.holdout
         )
     folder = Path(data.cache) if data.cache else cache
     if not data.cache:
         _encode(recipe, model, folder, quiet)
-    source = config.build("data.sources", data.source)
+    source = open_source(data.source, data.background)
     opened = open_cache(
         folder,
         image_encoder=model.image_encoder,
@@ -108,6 +96,7 @@ def make_dataset(recipe: Recipe, model: Model, cache: Path, *, quiet: bool = Fal
         size=data.size,
         buckets=data.buckets,
         source_fingerprint=source.fingerprint(),
+        limit=data.limit,
     )
     return CachedDataset(
         opened,
@@ -146,13 +135,12 @@ def _encode(recipe: Recipe, model: Model, out: Path, quiet: bool) -> EncodeRepor
     data = recipe.data
     with steps_bar("encoding", quiet) as show:
         return encode(
-            config.build("data.sources", data.source),
+            open_source(data.source, data.background),
             model.image_encoder,
             model.text_encoder,
             out,
             size=data.size,
             buckets=data.buckets,
             limit=data.limit,
-            background=data.background,
             progress=show,
         )
