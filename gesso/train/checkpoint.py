@@ -32,6 +32,7 @@ from gesso.types import GessoError
 FOLDER = "checkpoints"
 TEMPORARY = ".tmp-"
 FORMAT = 1
+TENSORS = ("weights", "ema", "optimizer")
 
 
 @dataclass
@@ -80,8 +81,6 @@ def save(run: Path, model: Model, state: State, keep: int) -> Path:
         _write_state(temporary / "state", state)
         for file in temporary.rglob("*"):
             _sync(file)
-        if final.exists():  # a step that was reached twice: the later one counts
-            final.rename(parent / f"{TEMPORARY}old-{final.name}")
         temporary.rename(final)
         _sync(parent)
     except (OSError, SafetensorError) as e:
@@ -93,8 +92,7 @@ def save(run: Path, model: Model, state: State, keep: int) -> Path:
         ) from e
     for old in checkpoints(run)[: -max(1, keep)]:
         # Renamed first, so that a kill in the middle leaves no half-deleted checkpoint.
-        trash = parent / f"{TEMPORARY}old-{old.name}"
-        old.rename(trash)
+        old.rename(parent / f"{TEMPORARY}old-{old.name}")
     clean(run)
     return final
 
@@ -143,9 +141,6 @@ def restore(into: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str)
             )
         with torch.no_grad():
             target.copy_(state[key])
-
-
-TENSORS = ("weights", "ema", "optimizer")
 
 
 def _write_state(folder: Path, state: State) -> None:

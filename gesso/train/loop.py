@@ -151,7 +151,9 @@ class Trainer:
             if over:
                 self._validate()
             self._save()
-        self.ema.swap()
+        if not over:
+            log.say(f"Stopped at step {self.step}; the same command with --resume continues.")
+        self.ema.swap()  # the caller gets the model that was saved
         return {
             "run": str(self.run),
             "checkpoint": str(self.saved) if self.saved else None,

@@ -144,19 +144,31 @@ class Optimizer:
         """Restore what `state` gave.
 
         Raises:
-            GessoError: a tensor belongs to no parameter, or has another shape than its parameter.
+            GessoError: a tensor is missing, belongs to no parameter, or has another shape than its
+                parameter; names it.
         """
-        owner = {id(p): o for o in self.optimizers for g in o.param_groups for p in g["params"]}
+        found: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
             name, _, entry = key.partition("|")
             p = self.params.get(name)
             if p is None or (value.dim() and value.shape != p.shape):
                 raise GessoError(
-                    f"The optimiser state has {key!r} {tuple(value.shape)}, which fits no "
-                    "parameter: it was saved by another model."
+                    f"The optimiser state has {key!r} of shape {tuple(value.shape)}, which fits "
+                    "no parameter: resume with the recipe that it was saved with."
                 )
-            # The step counter of a fused optimiser lives with its parameter.
-            owner[id(p)].state[p][entry] = value.to(p.device)
+            found.setdefault(name, {})[entry] = value
+        for optimizer in self.optimizers:
+            own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            names = [name for name in found if id(self.params[name]) in own]
+            # A parameter that never had a gradient has no state; any other has all entries.
+            entries = {entry for name in names for entry in found[name]}
+            for name in names:
+                if missing := entries - found[name].keys():
+                    raise GessoError(
+                        f"The optimiser state lacks '{name}|{missing.pop()}': the file is damaged."
+                    )
+                p = self.params[name]
+                optimizer.state[p] = {k: v.to(p.device) for k, v in found[name].items()}
 
 
 def _hidden_matrices(role: nn.Module) -> Iterator[nn.Parameter]:
