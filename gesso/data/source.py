@@ -22,6 +22,7 @@ from gesso.data.images import background_rgb, load_rgb
 from gesso.types import Bad, Caption, GessoError, Sample
 
 FILE_COLUMNS = ("file_name", "file", "filename", "path", "image")
+IMAGE_COLUMNS = ("image", "jpg", "png", "img", "picture", "file_name", "path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "prompt", "annotation")
 
 

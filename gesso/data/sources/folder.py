@@ -1,12 +1,14 @@
 """A folder of pictures with captions in `.txt` files beside them, or in one table.
 
 The table is `metadata.jsonl` or `metadata.csv` in the folder, or the file that `metadata` names.
-Without one, `a/cat.png` is captioned by `a/cat.txt`.
+Rows about the same picture are joined, so a table may have one caption or several in a row.
+Without a table, `a/cat.png` is captioned by `a/cat.txt`.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -157,6 +159,7 @@ def _table_entries(root: Path, table: Path, options: Config) -> Iterator[Entry |
     if not any(isinstance(r, dict) for r in kept):
         raise GessoError(f"No row of {name} is left: it is empty or 'where' matches nothing.")
     used = {file_column, *captions}
+    entries: dict[str, Entry] = {}  # rows about the same file are one picture
     for row in kept:
         if isinstance(row, Bad):
             yield row
@@ -169,8 +172,12 @@ def _table_entries(root: Path, table: Path, options: Config) -> Iterator[Entry |
         if not path.is_relative_to(os.path.normpath(root)):
             yield Bad(file, "Its path leaves the folder.")
             continue
+        if file in entries:
+            entries[file].captions.extend(row_captions(row, captions))
+            continue
         meta = {k: v for k, v in row.items() if k not in used}
-        yield Entry(file, path, row_captions(row, captions), meta)
+        entries[file] = Entry(file, path, row_captions(row, captions), meta)
+    yield from entries.values()
 
 
 def _matches(row: dict[str, Any], where: dict[str, Any]) -> bool:
@@ -186,7 +193,7 @@ def _matches(row: dict[str, Any], where: dict[str, Any]) -> bool:
 
 def _read_jsonl(table: Path) -> list[dict[str, Any] | Bad]:
     rows: list[dict[str, Any] | Bad] = []
-    for number, line in enumerate(_text(table).splitlines(), 1):
+    for number, line in enumerate(_text(table).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -200,7 +207,7 @@ def _read_jsonl(table: Path) -> list[dict[str, Any] | Bad]:
 
 def _read_csv(table: Path) -> list[dict[str, Any] | Bad]:
     try:
-        return list(csv.DictReader(_text(table).splitlines(keepends=True), restkey="_more"))
+        return list(csv.DictReader(io.StringIO(_text(table), newline=""), restkey="_more"))
     except csv.Error as e:
         raise GessoError(f"{table} is not a readable CSV table: {e}.") from None
 
