@@ -14,17 +14,16 @@ import numpy as np
 
 from gesso.data.scenes.graph import SIZES, Box, get_level
 from gesso.data.scenes.segment import (
-    PALETTE_LAB,
-    Ground,
     Region,
     find_regions,
     fit_ground,
-    to_lab,
 )
-from gesso.data.scenes.shapes import coverage, extent, moments
+from gesso.data.scenes.shapes import coverages, extent, moments
 from gesso.types import GessoError
 
 WORKING_SIDE = 96  # larger pictures are read at this shorter side
+MIN_OVERLAP = 0.5  # with the best shape; below, a region is no object
+SAME_PLACE = 0.5  # box IoU above which two detections are one object
 
 
 @dataclass(slots=True)
@@ -83,12 +82,12 @@ def read(picture: np.ndarray, level: int = 3) -> Reading:
     ground = fit_ground(pixels)
     side = min(pixels.shape[:2])
     found = []
-    for region in find_regions(pixels, ground):
+    for region in find_regions(pixels, ground, textures=len(world.textures) > 1):
         fit = fit_shape(region, world.shapes)
-        if fit is not None:
+        if fit is not None and fit.overlap > MIN_OVERLAP:
             found.append(_detection(region, fit, side, (height, width), pixels.shape[:2]))
     found.sort(key=lambda d: -d.confidence)
-    return Reading(found, "grey")
+    return Reading(_distinct(found), "grey")
 
 
 @dataclass(slots=True)
@@ -107,22 +106,61 @@ def fit_shape(region: Region, shapes: tuple[str, ...]) -> Fit | None:
     """Place every shape by area and centroid, and take the one that overlaps best."""
     alpha = region.alpha
     height, width = alpha.shape
-    area = float(alpha.sum())
+    area = region.area
     if area < 4:
         return None
     x = float(alpha.sum(0) @ (np.arange(width) + 0.5)) / area
     y = float(alpha.sum(1) @ (np.arange(height) + 0.5)) / area
-    fits = []
-    for shape in shapes:
-        unit_area, unit_x, unit_y = moments(shape)
-        radius = (area / unit_area) ** 0.5
-        cx, cy = x - unit_x * radius, y - unit_y * radius
-        model = coverage(shape, cx, cy, radius, height, width)
-        common = float(np.minimum(alpha, model).sum())
-        fits.append((common / (area + float(model.sum()) - common), shape, cx, cy, radius))
-    fits.sort(reverse=True)
-    overlap, shape, cx, cy, radius = fits[0]
-    return Fit(shape, cx, cy, radius, overlap, overlap - fits[1][0])
+    spread = blur_width(alpha)
+    unit = np.array([moments(shape) for shape in shapes])  # [n, 3]: area, x, y
+    radius = np.sqrt(area / unit[:, 0])
+    cx, cy = x - unit[:, 1] * radius, y - unit[:, 2] * radius
+    models = coverages(shapes, cx, cy, radius, height, width)
+    if spread > 0.5:
+        blurred = cv2.GaussianBlur(models.transpose(1, 2, 0), (0, 0), spread)
+        models = blurred.transpose(2, 0, 1)
+    common = np.minimum(alpha, models).sum((1, 2))
+    overlap = common / (area + models.sum((1, 2)) - common)
+    second, best = np.argsort(overlap)[-2:]
+    return Fit(
+        shapes[best],
+        float(cx[best]),
+        float(cy[best]),
+        float(radius[best]),
+        float(overlap[best]),
+        float(overlap[best] - overlap[second]),
+    )
+
+
+def blur_width(alpha: np.ndarray) -> float:
+    """Standard deviation in pixels of the blur on a region's borders, from its steepest slopes.
+
+    A step through a Gaussian blur rises by 1 / (sqrt(2 pi) sigma) per pixel at most.
+    """
+    across = np.abs(np.diff(alpha, axis=1)).max(1)
+    down = np.abs(np.diff(alpha, axis=0)).max(0)
+    slopes = np.sort(np.concatenate([across[across > 0.1], down[down > 0.1]]))
+    # Thin parts of a shape rise less than its long borders: look at the steeper half.
+    return 0.4 / float(slopes[len(slopes) * 3 // 4]) if len(slopes) else 0.0
+
+
+def _distinct(found: list[Detection]) -> list[Detection]:
+    """Of detections in one place, the most confident; the list is sorted by confidence."""
+    kept: list[Detection] = []
+    for new in found:
+        if all(box_iou(new.box, old.box) <= SAME_PLACE for old in kept):
+            kept.append(new)
+    return kept
+
+
+def box_iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return width * height / (both - width * height)
 
 
 def _detection(
