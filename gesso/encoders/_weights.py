@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -56,6 +57,27 @@ def locate(path: str, marker: str = "config.json") -> str:
     if not found:
         raise GessoError(f"{path!r} holds no {marker}: name the folder as package:NAME/FOLDER.")
     return str(found[0].parent)
+
+
+@contextmanager
+def loading(what: str, path: str) -> Iterator[None]:
+    """Around a `from_pretrained`: whatever goes wrong inside becomes one sentence.
+
+    Args:
+        what: "KL autoencoder", "text encoder", ...
+        path: as the user wrote it.
+
+    Raises:
+        GessoError: files are missing, truncated or of another architecture.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as e:
+        first = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".:")
+        raise GessoError(
+            f"The {what} {path!r} could not be loaded ({first}): "
+            "give a complete local folder, or a hub id that can be reached."
+        ) from None
 
 
 def fingerprint(config: str, tensors: Mapping[str, Tensor], most: int = 256) -> str:

@@ -54,10 +54,11 @@ class SelfAttention(nn.Module):
         self.qkv = xavier_(nn.Linear(dim, 3 * dim))
         self.proj = xavier_(nn.Linear(dim, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [B, N, dim], bias [B, 1, 1, N] or None -> [B, N, dim]."""
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # [B, N, 3, H, d]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 of [B, H, N, d]
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v, bias).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):

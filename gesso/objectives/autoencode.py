@@ -9,14 +9,18 @@ blur. Gaussian noise on the latents teaches the decoder to bear a diffusion mode
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gesso import config
-from gesso.model import Model
 from gesso.types import Batch, GessoError, LossOut, Phase
+
+if TYPE_CHECKING:
+    from gesso.model import Model
 
 
 class Config(config.Config):
@@ -71,7 +75,7 @@ class Autoencode:
         assert batch.pixels is not None
         pixels, options = batch.pixels, self.options
         raw = self.encoder.encode(pixels)  # [B, 2C, h, w]
-        if self.encoder.training:
+        if torch.is_grad_enabled():
             self.encoder.track(raw, options.track)
         latents = self.encoder.sample(raw, generator)  # [B, C, h, w]
         strength = torch.rand(len(latents), 1, 1, 1, generator=generator, device=latents.device)
@@ -99,7 +103,7 @@ def kl_divergence(raw: Tensor) -> Tensor:
 
 
 def edge_loss(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
-    """Mean absolute error of horizontal and vertical pixel differences, summed over an image pyramid.
+    """Mean absolute error of neighbouring pixels' differences, summed over an image pyramid.
 
     Args:
         a, b: [B, 3, H, W].

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gesso import config
 from gesso.encoders._weights import fingerprint, read_safetensors
+from gesso.encoders.image import check_sides, draw
 from gesso.types import GessoError
 
 FACTOR = 4
@@ -55,7 +56,7 @@ class Residual(nn.Module):
 
 
 class TinyAutoencoder(nn.Module):
-    """The autoencoder; see the `encode`, `sample` and `decode` contract in `gesso.encoders`.
+    """The autoencoder; the contract is `gesso.encoders.image.ImageEncoder`.
 
     Latents are normalised by the buffers `shift` and `scale` [C], the mean and standard deviation
     of each channel over the training pictures, which `track` follows during training.
@@ -71,8 +72,11 @@ class TinyAutoencoder(nn.Module):
         super().__init__()
         self.config = options
         width, pixels = options.width, 3 * FACTOR**2
+        self.fold = nn.PixelUnshuffle(
+            FACTOR
+        )  # [B, 3, H, W] -> [B, 48, h, w], (colour, row, column)
+        self.unfold = nn.PixelShuffle(FACTOR)  # and back
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(FACTOR),  # [B, 3, H, W] -> [B, 48, h, w]
             nn.Conv2d(pixels, width, 3, padding=1),
             Residual(width),
             nn.SiLU(),
@@ -83,12 +87,26 @@ class TinyAutoencoder(nn.Module):
             *(Residual(width) for _ in range(options.depth)),
             nn.SiLU(),
             nn.Conv2d(width, pixels, 3, padding=1),
-            nn.PixelShuffle(FACTOR),  # [B, 48, h, w] -> [B, 3, H, W]
         )
+        self.encoder_skip = nn.Conv2d(pixels, self.raw_channels, 1)
+        self.decoder_skip = nn.Conv2d(CHANNELS, pixels, 1)
+        self._start_from_mean_colours()
         self.register_buffer("shift", torch.zeros(CHANNELS))
         self.register_buffer("scale", torch.ones(CHANNELS))
         # Twice as fast as the default layout for convolutions of this size on a CPU.
         self.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def _start_from_mean_colours(self) -> None:
+        """Let the skips carry each cell's mean colour, so that training starts from a mosaic."""
+        for skip in (self.encoder_skip, self.decoder_skip):
+            skip.weight.zero_()
+            nn.init.zeros_(skip.bias)
+        for colour in range(3):
+            cell = slice(colour * FACTOR**2, (colour + 1) * FACTOR**2)
+            self.encoder_skip.weight[colour, cell] = 1 / FACTOR**2
+            self.decoder_skip.weight[cell, colour] = 1
+        self.encoder_skip.bias[CHANNELS:] = -4  # a posterior that does not drown the colours
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pictures to raw latents.
@@ -102,14 +120,11 @@ class TinyAutoencoder(nn.Module):
         Raises:
             GessoError: H or W is not a multiple of 4.
         """
-        height, width = pixels.shape[-2:]
-        if height % FACTOR or width % FACTOR:
-            raise GessoError(
-                f"A picture of {width}x{height} pixels cannot be encoded: "
-                f"both sides must be multiples of {FACTOR}."
-            )
+        check_sides(pixels, FACTOR)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        mean, log_std = self.encoder(pixels).float().chunk(2, dim=1)  # each [B, C, h, w]
+        folded = self.fold(pixels)  # [B, 48, h, w]
+        raw = (self.encoder(folded) + self.encoder_skip(folded)).float()
+        mean, log_std = raw.chunk(2, dim=1)  # each [B, C, h, w]
         return torch.cat([mean, log_std.clamp(-10, 3).exp()], dim=1)
 
     def sample(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -122,18 +137,13 @@ class TinyAutoencoder(nn.Module):
         Returns:
             [B, C, h, w], about zero mean and unit variance over the training pictures.
         """
-        mean, std = raw.chunk(2, dim=1)
-        if generator is not None:
-            noise = torch.randn(
-                mean.shape, generator=generator, device=mean.device, dtype=mean.dtype
-            )
-            mean = mean + std * noise
-        return (mean - self.shift.view(-1, 1, 1)) / self.scale.view(-1, 1, 1)
+        return (draw(raw, generator) - self.shift.view(-1, 1, 1)) / self.scale.view(-1, 1, 1)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents [B, C, h, w] to pictures [B, 3, H, W], about [-1, 1], not clamped."""
         raw = latents * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
-        return self.decoder(raw.contiguous(memory_format=torch.channels_last)).contiguous()
+        raw = raw.contiguous(memory_format=torch.channels_last)
+        return self.unfold(self.decoder(raw) + self.decoder_skip(raw)).contiguous()
 
     @torch.no_grad()
     def track(self, raw: Tensor, rate: float) -> None:
