@@ -97,7 +97,7 @@ class LearnedTextEncoder(nn.Module):
     def prepare(self, prompts: list[str]) -> Cond:
         """Prompts to `ids` [B, L] and `mask` [B, L]; "" is <eos> alone."""
         rows = [
-            [self._ids.get(p, UNKNOWN) for p in _pieces(prompt)[: self.max_tokens - 1]] + [EOS]
+            [self._ids.get(p, UNKNOWN) for p in split_words(prompt)[: self.max_tokens - 1]] + [EOS]
             for prompt in prompts
         ]
         length = max((len(row) for row in rows), default=0)
@@ -116,7 +116,7 @@ class LearnedTextEncoder(nn.Module):
 
     def dropped(self, prompt: str) -> str:
         """The words after the last one that fits."""
-        return " ".join(_pieces(prompt)[self.max_tokens - 1 :])
+        return " ".join(split_words(prompt)[self.max_tokens - 1 :])
 
     def fingerprint(self) -> str:
         """16 hex digits over the vocabulary and length: what `prepare` depends on.
@@ -127,7 +127,7 @@ class LearnedTextEncoder(nn.Module):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _pieces(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Words and punctuation marks in lower case."""
     return PIECE.findall(text.lower())
 
