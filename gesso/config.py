@@ -132,7 +132,8 @@ def validate(model: type[Config], values: dict[str, Any], where: str) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as e:
-        problem = e.errors()[0]
+        # A misspelt key is also a missing one: name the misspelling.
+        problem = min(e.errors(), key=lambda p: p["type"] != "extra_forbidden")
         path = ".".join(str(p) for p in problem["loc"])
         if problem["type"] == "invalid_key":
             raise GessoError(f"{where} has the key {path}, which is not text: remove it.") from None
