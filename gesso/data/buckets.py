@@ -37,7 +37,7 @@ def bucket_table(base_size: int, multiple: int | None = None) -> dict[float, Siz
     step = _step(base_size, multiple or 1)
     units = base_size // step
     sides = range(math.ceil(units / 2), 2 * units + 1)
-    pairs = [(a, units * units // a) for a in sides]
+    pairs = [(a, units**2 // a) for a in sides if a <= units**2]
     sizes = pairs + [(b, a) for a, b in pairs] + (list(_EXTRA) if units == _UNITS else [])
     table: dict[float, Size] = {}
     for h, w in sorted(set(sizes), key=lambda s: (s[0] / s[1], -s[0] * s[1])):

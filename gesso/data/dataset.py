@@ -62,13 +62,15 @@ class CachedDataset:
         ram_limit: int = RAM_LIMIT,
     ) -> None:
         self._image_encoder = image_encoder
+        kinds = (
+            c.kind for g in cache.groups.values() for s in g for row in s.captions for c in row
+        )
+        check_weights(caption_weights, kinds)
         in_memory = cache.bytes <= ram_limit
         self._groups = [
             Group(size, [merge(shards)] if in_memory else shards, caption_weights)
             for size, shards in cache.groups.items()
         ]
-        kinds = {c.kind for g in self._groups for s in g.shards for row in s.captions for c in row}
-        check_weights(caption_weights, kinds)
         self._has_labels = all(bool((s.labels >= 0).all()) for g in self._groups for s in g.shards)
         self._split = Split([g.keys for g in self._groups], holdout)
         self.holdout_keys = self._split.holdout_keys

@@ -108,7 +108,8 @@ class FeatureWriter:
             if all(t.isfinite().all() for t in (latent, *row.text)):
                 self._ready[bucket].append(row)
             else:
-                bad.append(Bad(picture.key, f"Its features are not finite as {self._dtype}."))
+                dtype = str(self._dtype).removeprefix("torch.")
+                bad.append(Bad(picture.key, f"Its features are not finite as {dtype}."))
         if len(self._ready[bucket]) >= self._shard_size:
             self._write(bucket)
         return bad

@@ -27,16 +27,13 @@ class Group:
         self.shards = shards
         self.keys = [key for s in shards for key in s.keys]
         self._kinds = [tuple(c.kind for c in row) for s in shards for row in s.captions]
-        self._weights = weights
-        self._chances: dict[tuple[str, ...], np.ndarray] = {}
+        # Pictures with the same kinds of captions share their probabilities.
+        self._chances = {k: probabilities(k, weights) for k in set(self._kinds)}
         self._starts = np.cumsum([0, *map(len, shards)])
 
     def chances(self, row: int) -> np.ndarray:
-        """Probabilities of the captions of a picture; pictures with the same kinds share them."""
-        kinds = self._kinds[row]
-        if kinds not in self._chances:
-            self._chances[kinds] = probabilities(kinds, self._weights)
-        return self._chances[kinds]
+        """Probabilities of the captions of a picture."""
+        return self._chances[self._kinds[row]]
 
     def read(self, rows: np.ndarray, captions: list[int]) -> tuple[Tensor, Cond]:
         """Raw latents [B, R, h, w] float32 and conditions of pictures, one caption each."""

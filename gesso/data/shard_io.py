@@ -175,7 +175,7 @@ def open_shard(path: Path) -> Shard:
             **{k: tensors[k] for k in ("latents", "sizes", "labels")},
             **{k: tensors[k] for k in ("caption_start", "text_start")},
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise GessoError(
             f"The shard {path} cannot be read ({str(e)[:80]}): delete it and run `gesso encode` "
             f"again, which makes only what is missing."
@@ -195,6 +195,7 @@ def _consistent(s: Shard) -> bool:
         and len(s.captions) == n
         and min(per_row) > 0
         and s.latents.dim() == 4
+        and s.latents.numel() > 0
         and len(s.latents) == n
         and s.sizes.shape == (n, 2)
         and s.labels.shape == (n,)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from gesso.config import validate
 from gesso.data.buckets import Size
-from gesso.data.shard_io import MANIFEST, Manifest, Shard, open_shard, shard_bucket
+from gesso.data.shard_io import MANIFEST, Manifest, Shard, ShardInfo, open_shard, shard_bucket
 from gesso.types import GessoError
 
 
@@ -102,20 +102,41 @@ def open_cache(
     if not manifest.complete:
         raise GessoError(f"The cache {folder} is unfinished: run `gesso encode` again to go on.")
     groups: dict[Size, list[Shard]] = defaultdict(list)
+    kinds: dict[tuple[object, ...], str] = {}
     for info in manifest.shards:
-        path = folder / info.name
-        if not path.is_file():
-            raise GessoError(f"The shard {path} is missing: run `gesso encode` again to make it.")
-        if path.stat().st_size != info.bytes:
-            raise GessoError(
-                f"The shard {path} has {path.stat().st_size} bytes and not {info.bytes}: delete "
-                f"it and run `gesso encode` again, which makes only what is missing."
-            )
         bucket = shard_bucket(info.name)
         assert bucket is not None  # the manifest admits only names of shards
-        groups[bucket].append(open_shard(path))
+        shard = _open_listed(folder / info.name, info)
+        groups[bucket].append(shard)
+        kinds.setdefault(_kind(shard, bucket), info.name)
+    if len(kinds) > 1:
+        one, other, *_ = kinds.values()
+        raise GessoError(
+            f"The shard {folder / other} does not fit {one} in shape or dtype: delete the one that "
+            f"is foreign and run `gesso encode` again."
+        )
     ordered = sorted(groups, key=lambda s: (s[0] / s[1], s))
     return Cache(folder, manifest, {size: groups[size] for size in ordered})
+
+
+def _open_listed(path: Path, info: ShardInfo) -> Shard:
+    if not path.is_file():
+        raise GessoError(f"The shard {path} is missing: run `gesso encode` again to make it.")
+    shard = open_shard(path) if path.stat().st_size == info.bytes else None
+    if shard is None or len(shard) != info.rows:
+        raise GessoError(
+            f"The shard {path} is not the one that was written (its size differs): delete it and "
+            f"run `gesso encode` again, which makes only what is missing."
+        )
+    return shard
+
+
+def _kind(shard: Shard, bucket: Size) -> tuple[object, ...]:
+    """What all shards of a cache have in common: latent factor and channels, widths, dtypes."""
+    channels, h, w = shard.latents.shape[1:]
+    pooled = None if shard.pooled is None else shard.pooled.shape[1:]
+    factors = bucket[0] / h, bucket[1] / w
+    return factors, channels, shard.latents.dtype, shard.text.shape[1:], shard.text.dtype, pooled
 
 
 def refuse_different(folder: Path, manifest: Manifest, wanted: dict[str, object]) -> None:
