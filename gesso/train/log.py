@@ -71,17 +71,25 @@ class RunLog:
             array = np.asarray(image.convert("RGB"))  # [H, W, 3]
         self._board.add_image("samples", array, step, dataformats="HWC")
 
-    def progress(self, share: float, text: str, *, log: bool) -> None:
+    def progress(
+        self, share: float, step: int, latest: Mapping[str, float], left: float, *, line: bool
+    ) -> None:
         """Show how far the training is.
 
         Args:
             share: done, 0..1.
-            text: step, loss, rate, time left.
-            log: this step logs its metrics: print a line where there is no terminal.
+            step: steps done.
+            latest: the metrics that were logged last.
+            left: seconds to go.
+            line: print a line where there is no terminal for a bar.
         """
+        known = ""
+        if "loss" in latest and "images_per_second" in latest:
+            known = f"loss {latest['loss']:.4f}  {latest['images_per_second']:.0f} pictures/s  "
+        text = f"step {step}  {known}{duration(left)} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=share, description=text)
-        elif log and not self.quiet:
+        elif line and not self.quiet:
             print(f"{share:4.0%}  {text}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:

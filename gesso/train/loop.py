@@ -11,7 +11,7 @@ Every random draw follows from (seed, step), so a resumed run is the run that ne
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,20 @@ from gesso.config import Recipe, resolve
 from gesso.model import Model
 from gesso.objectives import Objective
 from gesso.train import checkpoint
-from gesso.train.device import draws, pick_device
+from gesso.train.device import compile_blocks, draws, pick_device
 from gesso.train.ema import EMA
 from gesso.train.feed import Dataset, Feed
 from gesso.train.folder import open_run
 from gesso.train.guard import Guard
 from gesso.train.interrupt import Interrupt
-from gesso.train.log import Meter, RunLog, duration
-from gesso.train.optim import Optimizer, learning_rate, named_parameters
+from gesso.train.log import Meter, RunLog
+from gesso.train.optim import (
+    Optimizer,
+    learning_rate,
+    load_optimizer_state,
+    named_parameters,
+    optimizer_state,
+)
 from gesso.types import Batch, GessoError
 
 Painter = Callable[[Model, Path], None]
@@ -132,6 +138,8 @@ class Trainer:
     def fit(self, log: RunLog, interrupt: Interrupt) -> dict[str, Any]:
         """Run until the end or an interrupt; returns what `train` returns."""
         config, self.log = self.config, log
+        if config.compile and not compile_blocks(self.learners.values()):
+            log.say("There is no C++ compiler here: training goes on without train.compile.")
         self._start = time.perf_counter()  # the budget pays for training, not for its set-up
         self._share_before = self.share
         over = self.share >= 1
@@ -141,7 +149,9 @@ class Trainer:
             logs = self.step % config.log_every == 0
             if logs:
                 self._log_metrics()
-            self._show(logs)
+            share = self.share - self._share_before
+            left = (1 - self.share) / max(share, 1e-9) * (time.perf_counter() - self._start)
+            log.progress(self.share, self.step, self.latest, left, line=logs)
             if not over and config.validate_every and self.step % config.validate_every == 0:
                 self._validate()
             if not over and self.step % config.save_every == 0:
@@ -195,6 +205,7 @@ class Trainer:
     def _gradients(self, index: int, batches: list[Batch]) -> tuple[float, float]:
         """A phase's mean gradients over micro-batches, clipped; returns loss and gradient norm."""
         phase = self.objective.phases[index]
+        prefix = f"{phase.name}/" if index else ""  # the first phase is the one to watch
         for p in self.params.values():
             p.grad = None
         losses = []
@@ -204,16 +215,12 @@ class Trainer:
                 out = self.objective.loss(phase.name, batch, generator)
             (out.loss / len(batches)).backward()
             losses.append(out.loss.detach().float())
-            self._record(phase.name, out.metrics)
+            self.meter.record({prefix + name: value for name, value in out.metrics.items()})
         norm = self.optimizers[phase.name].clip(self.config.clip)
         # The one place where the loop waits for the device.
         loss, grad_norm = torch.stack([torch.stack(losses).mean(), norm.float()]).tolist()
-        self._record(phase.name, {"loss": loss, "grad_norm": grad_norm})
+        self.meter.record({f"{prefix}loss": loss, f"{prefix}grad_norm": grad_norm})
         return loss, grad_norm
-
-    def _record(self, phase: str, values: Mapping[str, Tensor | float]) -> None:
-        prefix = f"{phase}/" if len(self.objective.phases) > 1 else ""
-        self.meter.record({prefix + name: value for name, value in values.items()})
 
     def _precision(self) -> torch.autocast:
         enabled = self.config.dtype == "bfloat16"
@@ -225,19 +232,12 @@ class Trainer:
             self.latest = {**means, "seconds": self.seconds}
             self.log.metrics(self.step, self.latest)
 
-    def _show(self, logged: bool) -> None:
-        used = time.perf_counter() - self._start
-        share = max(self.share - self._share_before, 1e-9)
-        left = duration((1 - self.share) / share * used)
-        loss, rate = self.latest.get("loss"), self.latest.get("images_per_second")
-        known = f"loss {loss:.4f}  {rate:.0f} pictures/s  " if loss and rate else ""
-        self.log.progress(self.share, f"step {self.step}  {known}{left} left", log=logged)
-
     def _validate(self) -> None:
         """Losses on held-out pictures and painted prompts, both with the averaged weights."""
         for role in self.roles.values():
             role.eval()
-        with self.ema.applied():
+        # Other batch sizes and modes would each be compiled anew: not worth it for a few pictures.
+        with self.ema.applied(), torch.compiler.set_stance("force_eager"):
             if hasattr(self.objective, "validate"):
                 with torch.no_grad(), self._precision():
                     found = self.objective.validate(self.feed.validation())
@@ -267,11 +267,7 @@ class Trainer:
             },
             weights=self._weights(),
             ema=dict(self.ema.average),
-            optimizer={
-                f"{name}|{key}": value
-                for name, optimizer in self.optimizers.items()
-                for key, value in optimizer.state().items()
-            },
+            optimizer=optimizer_state(self.optimizers),
         )
         with self.ema.applied():
             self.saved = checkpoint.save(self.run, self.model, state, self.config.keep)
@@ -286,11 +282,7 @@ class Trainer:
         state = checkpoint.load(folder)
         checkpoint.restore(self._weights(), state.weights, f"{folder} (weights)")
         checkpoint.restore(self.ema.average, state.ema, f"{folder} (ema)")
-        for name, optimizer in self.optimizers.items():
-            cut = len(name) + 1
-            optimizer.load_state(
-                {k[cut:]: v for k, v in state.optimizer.items() if k[:cut] == f"{name}|"}
-            )
+        load_optimizer_state(self.optimizers, state.optimizer)
         numbers = state.numbers
         self.step, self._before = numbers["step"], numbers["seconds"]
         self.ema.updates = numbers["ema_updates"]

@@ -171,7 +171,32 @@ class Optimizer:
                 optimizer.state[p] = {k: v.to(p.device) for k, v in found[name].items()}
 
 
-def _hidden_matrices(role: nn.Module) -> Iterator[nn.Parameter]:
+def optimizer_state(optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
+    """The states of the phases' optimisers, keys `phase|parameter|entry`."""
+    return {
+        f"{phase}|{key}": value
+        for phase, optimizer in optimizers.items()
+        for key, value in optimizer.state().items()
+    }
+
+
+def load_optimizer_state(optimizers: Mapping[str, Optimizer], state: Mapping[str, Tensor]) -> None:
+    """Restore what `optimizer_state` gave.
+
+    Raises:
+        GessoError: as `Optimizer.load_state`, or a tensor belongs to no phase.
+    """
+    parts: dict[str, dict[str, Tensor]] = {phase: {} for phase in optimizers}
+    for key, value in state.items():
+        phase, _, rest = key.partition("|")
+        if phase not in parts:
+            raise GessoError(f"The optimiser state has {key!r}, but there is no phase {phase!r}.")
+        parts[phase][rest] = value
+    for phase, optimizer in optimizers.items():
+        optimizer.load_state(parts[phase])
+
+
+def _hidden_matrices(role: nn.Module) -> Iterator[Tensor]:
     """Weights of the linear layers inside numbered blocks: neither first nor last layers."""
     for module in role.modules():
         if isinstance(module, nn.ModuleList):
