@@ -32,9 +32,7 @@ _ROWS = {
 def word_mask(word: str) -> np.ndarray:
     """[7, 6 n - 1] bool: the word in capitals at one pixel per dot."""
     rows = [bytes.fromhex(_ROWS[letter]) for letter in word.upper()]
-    glyphs = [
-        np.array([[row >> (4 - i) & 1 for i in range(5)] for row in letter] or 0) for letter in rows
-    ]
+    glyphs = [np.array([[row >> (4 - i) & 1 for i in range(5)] for row in r]) for r in rows]
     gap = np.zeros((7, 1), int)
     parts = [part for glyph in glyphs for part in (glyph, gap)][:-1]
     return np.concatenate(parts, axis=1).astype(bool)

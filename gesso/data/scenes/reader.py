@@ -12,16 +12,22 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from gesso.data.scenes.graph import SIZES, Box, get_level
+from gesso.data.scenes.graph import BACKGROUNDS, COLORS, SIZES, TEXTURES, Background, Box, get_level
+from gesso.data.scenes.render import texture_share
 from gesso.data.scenes.segment import (
+    PALETTE_LAB,
+    Ground,
     Region,
     find_regions,
     fit_ground,
+    to_lab,
 )
 from gesso.data.scenes.shapes import coverages, extent, moments
+from gesso.data.scenes.words import find_word
 from gesso.types import GessoError
 
 WORKING_SIDE = 96  # larger pictures are read at this shorter side
+_BACKGROUND_LAB = to_lab(np.array(list(BACKGROUNDS.values()), np.float32))
 MIN_OVERLAP = 0.5  # with the best shape; below, a region is no object
 SAME_PLACE = 0.5  # box IoU above which two detections are one object
 
@@ -50,10 +56,10 @@ class Detection:
 
 @dataclass(slots=True)
 class Reading:
-    """What a picture shows: objects by falling confidence, background name, rendered word."""
+    """What a picture shows: objects by falling confidence, background, rendered word."""
 
     objects: list[Detection]
-    background: str
+    background: Background
     word: str = ""
 
 
@@ -81,13 +87,19 @@ def read(picture: np.ndarray, level: int = 3) -> Reading:
     pixels = picture.astype(np.float32)
     ground = fit_ground(pixels)
     side = min(pixels.shape[:2])
+    word = ""
+    if world.words:
+        # Dots are drawn at whole pixels of the full picture, then shrunk with it.
+        dot = max(1, min(height, width) // 64) * scale
+        word, window = find_word(pixels, ground, world.words, dot)
+        pixels[window] = ground.rgb[window]
     found = []
     for region in find_regions(pixels, ground, textures=len(world.textures) > 1):
         fit = fit_shape(region, world.shapes)
         if fit is not None and fit.overlap > MIN_OVERLAP:
             found.append(_detection(region, fit, side, (height, width), pixels.shape[:2]))
     found.sort(key=lambda d: -d.confidence)
-    return Reading(_distinct(found), "grey")
+    return Reading(_distinct(found), _background(ground), word)
 
 
 @dataclass(slots=True)
@@ -144,6 +156,51 @@ def blur_width(alpha: np.ndarray) -> float:
     return 0.4 / float(slopes[len(slopes) * 3 // 4]) if len(slopes) else 0.0
 
 
+def _background(ground: Ground) -> Background:
+    """The nearest named background; a gradient if opposite borders have different names."""
+    rgb = ground.rgb
+    ends = {
+        "down": (rgb[0].mean(0), rgb[-1].mean(0)),
+        "right": (rgb[:, 0].mean(0), rgb[:, -1].mean(0)),
+    }
+    direction = max(ends, key=lambda d: float(np.abs(ends[d][0] - ends[d][1]).sum()))
+    names = []
+    for end in ends[direction]:
+        off = np.linalg.norm(to_lab(end[None]) - _BACKGROUND_LAB, axis=1)
+        names.append(list(BACKGROUNDS)[int(off.argmin())])
+    if names[0] == names[1]:
+        return Background(names[0])
+    return Background(names[0], names[1], direction)
+
+
+def _color(region: Region) -> tuple[str, float, float]:
+    """(name, CIELAB distance to it, to the next best); textured objects keep their label."""
+    off = np.linalg.norm(to_lab(region.rgb[None]) - PALETTE_LAB[: len(COLORS)], axis=1)
+    names = list(COLORS)
+    index = int(off.argmin()) if region.tones is None else names.index(region.color)
+    return names[index], float(off[index]), float(np.delete(off, index).min())
+
+
+def _texture(region: Region, fit: Fit) -> str:
+    """The texture whose pattern, laid on the fitted shape, agrees best with the second tone."""
+    if region.tones is None:
+        return "solid"
+    inside = region.alpha > 0.8
+    if np.count_nonzero(inside) < 4:
+        return "solid"
+    height, width = inside.shape
+    u = (np.arange(width) + 0.5 - fit.cx) / fit.radius
+    v = (np.arange(height) + 0.5 - fit.cy) / fit.radius
+    tones = region.tones[inside] - region.tones[inside].mean()
+    scores = {}
+    for texture in TEXTURES[1:]:
+        expected = texture_share(texture, u[None], v[:, None], 1 / fit.radius)[inside]
+        expected = expected - expected.mean()
+        norm = float(np.linalg.norm(expected) * np.linalg.norm(tones))
+        scores[texture] = float(tones @ expected) / max(norm, 1e-6)
+    return max(scores, key=lambda t: scores[t])
+
+
 def _distinct(found: list[Detection]) -> list[Detection]:
     """Of detections in one place, the most confident; the list is sorted by confidence."""
     kept: list[Detection] = []
@@ -175,16 +232,17 @@ def _detection(
         (cx + half_x) * ratio_x,
         (cy + half_y) * ratio_y,
     )
-    alpha = np.zeros(working, np.float32)
+    alpha: np.ndarray = np.zeros(working, np.float32)
     window = np.s_[
         region.top : region.top + region.alpha.shape[0],
         region.left : region.left + region.alpha.shape[1],
     ]
     alpha[window] = region.alpha
     if full != working:
-        alpha = cv2.resize(alpha, full[::-1], interpolation=cv2.INTER_LINEAR)
+        alpha = np.asarray(cv2.resize(alpha, full[::-1], interpolation=cv2.INTER_LINEAR))
     nominal = fit.radius / side
+    color, _, _ = _color(region)
     size = min(SIZES, key=lambda s: abs(np.log(nominal / np.mean(SIZES[s]))))
     return Detection(
-        fit.shape, region.color, size, "solid", box, alpha > 0.5, fit.overlap, fit.overlap
+        fit.shape, color, size, _texture(region, fit), box, alpha > 0.5, fit.overlap, fit.overlap
     )

@@ -40,7 +40,7 @@ class Region:
         alpha: [h, w] float32, how much of each pixel the region covers.
         core: [h, w] bool, pixels surely inside.
         rgb: [3] the colour measured inside.
-        textured: whether the colour's second tone fills a share of the inside.
+        tones: [h, w] float32, share of the second tone; None for a solid object.
     """
 
     color: str
@@ -49,7 +49,7 @@ class Region:
     alpha: np.ndarray
     core: np.ndarray
     rgb: np.ndarray
-    textured: bool
+    tones: np.ndarray | None
 
     @property
     def area(self) -> float:
@@ -169,7 +169,7 @@ def _label(picture: np.ndarray, ground: Ground) -> tuple[np.ndarray, np.ndarray]
 def _colors(
     label: np.ndarray, different: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(colour, its pixels [H, W] uint8, those whose neighbours agree [H, W] bool), largest first."""
+    """Colour, its pixels [H, W] uint8, those with equal neighbours [H, W] bool; largest first."""
     color_of = label % len(COLORS)
     counts = np.bincount(color_of[different], minlength=len(COLORS))
     found = []
@@ -215,12 +215,16 @@ class _Piece:
             inner = inner if np.count_nonzero(inner) >= 6 else self.core
             second = self.core & tones
             share = np.count_nonzero(inner & tones) / np.count_nonzero(inner)
-            textured = 0.12 < share < 0.95
+            textured = bool(0.06 < share < 0.95)
         first = self.core & ~second if textured else self.core
         rgb = np.median(self.picture[first if first.any() else self.core], axis=0)
         alpha, rest = self._project(rgb)
+        share_map = None
         if textured:
-            tone, tone_rest = self._project(np.median(self.picture[second], axis=0))
+            tone_rgb = np.median(self.picture[second], axis=0)
+            step = (tone_rgb - rgb) / max(float((tone_rgb - rgb) @ (tone_rgb - rgb)), 1.0)
+            share_map = np.clip((self.picture - rgb) @ step, 0, 1)
+            tone, tone_rest = self._project(tone_rgb)
             # Between the two tones lie mixtures that look like the background: close those gaps.
             closed = cv2.morphologyEx(body, cv2.MORPH_CLOSE, _BOX3)
             alpha, rest = np.maximum(np.maximum(alpha, tone), closed), np.minimum(rest, tone_rest)
@@ -234,7 +238,7 @@ class _Piece:
             own &= cv2.dilate(foreign.view(np.uint8), _BOX3) == 0
         fits = own & (rest < np.maximum(0.1 * self.size, 400.0)) & (alpha > 0.03)
         soft = np.where(own & (alpha > 0.06), alpha, 0).astype(np.float32)
-        return Region("", 0, 0, soft, self.core, rgb, textured), fits
+        return Region("", 0, 0, soft, self.core, rgb, share_map), fits
 
     def _project(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Share of a colour in each pixel, in [0, 1], and the squared rest; [h, w]."""
