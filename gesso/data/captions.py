@@ -51,6 +51,12 @@ def probabilities(kinds: Sequence[str], weights: Mapping[str, float] | None) -> 
     return p / p.sum()
 
 
-def choose(p: np.ndarray, u: float) -> int:
-    """The caption at quantile u (0 <= u < 1) of the probabilities p [n]."""
-    return int(min(np.searchsorted(np.cumsum(p), u, side="right"), np.flatnonzero(p)[-1]))
+def edges(p: np.ndarray) -> np.ndarray:
+    """Where each caption's share of 0..1 ends: [n], the last exactly 1."""
+    sums = np.cumsum(p)
+    return sums / sums[-1]
+
+
+def choose(edges: np.ndarray, u: float) -> int:
+    """The caption whose share holds u (0 <= u < 1); never one with an empty share."""
+    return int(edges.searchsorted(u, side="right"))

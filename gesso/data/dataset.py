@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gesso.data.buckets import Size, assign, bucket_table, ratio_key
-from gesso.data.captions import check_weights, choose
+from gesso.data.captions import check_weights
 from gesso.data.features import device_of
 from gesso.data.group import Group
 from gesso.data.images import cover, to_tensor
@@ -88,7 +88,7 @@ class CachedDataset:
         number, rows = self._split.rows(step, batch_size, seed)
         group = self._groups[number]
         chance = np.random.default_rng([seed, _CAPTION, step]).random(batch_size)
-        captions = [choose(group.chances(r), u) for r, u in zip(rows.tolist(), chance, strict=True)]
+        captions = [group.choose(r, u) for r, u in zip(rows.tolist(), chance, strict=True)]
         device = device_of(self._image_encoder)
         state = np.random.SeedSequence([seed, _LATENT, step]).generate_state(1, np.uint64)
         generator = torch.Generator(device).manual_seed(int(state[0]) >> 1)
@@ -98,7 +98,7 @@ class CachedDataset:
         """The held-out pictures, always alike: posterior means and the likeliest caption."""
         for number, rows in self._split.holdout(batch_size):
             group = self._groups[number]
-            captions = [int(group.chances(r).argmax()) for r in rows.tolist()]
+            captions = [group.likeliest(r) for r in rows.tolist()]
             yield self._read(group, rows, captions, None)
 
     def _read(

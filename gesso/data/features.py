@@ -6,6 +6,7 @@ Dims: B pictures in a batch, R channels of a raw latent, L tokens, D their width
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -140,6 +141,6 @@ class FeatureWriter:
 def device_of(encoder: object) -> torch.device:
     """Where a module's weights are; the CPU for anything without weights."""
     if isinstance(encoder, torch.nn.Module):
-        for tensor in (*encoder.parameters(), *encoder.buffers()):
+        for tensor in chain(encoder.parameters(), encoder.buffers()):
             return tensor.device
     return torch.device("cpu")

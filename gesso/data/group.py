@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gesso.data.buckets import Size, ratio_key
-from gesso.data.captions import probabilities
+from gesso.data.captions import choose, edges, probabilities
 from gesso.data.shard_io import Shard
 from gesso.types import Cond
 
@@ -28,12 +28,21 @@ class Group:
         self.keys = [key for s in shards for key in s.keys]
         self._kinds = [tuple(c.kind for c in row) for s in shards for row in s.captions]
         # Pictures with the same kinds of captions share their probabilities.
-        self._chances = {k: probabilities(k, weights) for k in set(self._kinds)}
+        chances = {k: probabilities(k, weights) for k in set(self._kinds)}
+        self._edges = {k: edges(p) for k, p in chances.items()}
+        self._likeliest = {k: int(p.argmax()) for k, p in chances.items()}
         self._starts = np.cumsum([0, *map(len, shards)])
+        # NumPy reads single offsets far faster than torch.
+        self._caption_start = [s.caption_start.numpy() for s in shards]
+        self._text_start = [s.text_start.numpy() for s in shards]
 
-    def chances(self, row: int) -> np.ndarray:
-        """Probabilities of the captions of a picture."""
-        return self._chances[self._kinds[row]]
+    def choose(self, row: int, u: float) -> int:
+        """The caption of a picture at u in 0..1."""
+        return choose(self._edges[self._kinds[row]], u)
+
+    def likeliest(self, row: int) -> int:
+        """The first of a picture's likeliest captions."""
+        return self._likeliest[self._kinds[row]]
 
     def read(self, rows: np.ndarray, captions: list[int]) -> tuple[Tensor, Cond]:
         """Raw latents [B, R, h, w] float32 and conditions of pictures, one caption each."""
@@ -53,8 +62,9 @@ class Group:
         pieces, pooled = [], []
         for number, row, caption in zip(owner.tolist(), local.tolist(), captions, strict=True):
             shard = self.shards[number]
-            k = int(shard.caption_start[row]) + caption
-            pieces.append(shard.text[int(shard.text_start[k]) : int(shard.text_start[k + 1])])
+            k = self._caption_start[number][row] + caption
+            start, stop = self._text_start[number][k : k + 2]
+            pieces.append(shard.text[start:stop])
             if shard.pooled is not None:
                 pooled.append(shard.pooled[k])
         cond = _pad(pieces)
