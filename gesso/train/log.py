@@ -52,7 +52,9 @@ class RunLog:
             self._bar.start()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line of metrics, and the same to TensorBoard."""
+        """Append one line of metrics, if there are any, and the same to TensorBoard."""
+        if not values:
+            return
         try:
             with self.file.open("a") as f:
                 f.write(json.dumps({"step": step, **_rounded(values)}) + "\n")

@@ -27,6 +27,7 @@ from gesso.train.ema import EMA
 from gesso.train.feed import Dataset, Feed
 from gesso.train.folder import open_run
 from gesso.train.guard import Guard
+from gesso.train.heldout import validation_losses
 from gesso.train.interrupt import Interrupt
 from gesso.train.log import Meter, RunLog
 from gesso.train.optim import (
@@ -238,11 +239,10 @@ class Trainer:
             role.eval()
         # Other batch sizes and modes would each be compiled anew: not worth it for a few pictures.
         with self.ema.applied(), torch.compiler.set_stance("force_eager"):
-            if hasattr(self.objective, "validate"):
-                with torch.no_grad(), self._precision():
-                    found = self.objective.validate(self.feed.validation())
-                self.validation = {f"validation_{name}": value for name, value in found.items()}
-                self.log.metrics(self.step, self.validation)
+            with self._precision():
+                batches = self.feed.validation()
+                self.validation = validation_losses(self.objective, batches, self.device)
+            self.log.metrics(self.step, self.validation)
             if self.painter is not None:
                 file = self.run / "samples" / f"step-{self.step:06d}.png"
                 file.parent.mkdir(exist_ok=True)
