@@ -3,6 +3,7 @@
 scene = sample_scene(7, level=2)
 picture = render(scene, 64, 64)          # [64, 64, 3] uint8
 texts = captions(scene)                  # short, dense, noisy, de, es
+    found = read(picture, level=2).objects   # shape, colour, size, box, mask, confidence
 """
 
 from gesso.data.scenes.captions import CAPTION_KINDS, captions, short_wordings, vocabulary
@@ -23,6 +24,7 @@ from gesso.data.scenes.graph import (
     relations_between,
 )
 from gesso.data.scenes.layout import sample_scene
+from gesso.data.scenes.reader import Detection, Reading, read
 from gesso.data.scenes.render import render
 from gesso.data.scenes.splits import has_held_out
 
@@ -39,10 +41,13 @@ __all__ = [
     "TEXTURES",
     "WORDS",
     "Background",
+    "Detection",
     "Object",
+    "Reading",
     "Scene",
     "captions",
     "has_held_out",
+    "read",
     "relations_between",
     "render",
     "sample_scene",

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from gesso.data.scenes.graph import (
     COLORS,
+    RELATIONS,
     SIZES,
     Background,
     Level,
@@ -64,7 +65,7 @@ def sample_scene(index: int, *, level: int = 1, seed: int = 0, split: str = "tra
         if split == "test" and not new and kind not in ("single_object", "position", "several"):
             continue
         for _ in range(20):  # the same contents again, or crowded scenes would be rare
-            scene = _arranged(rng, kind, things, level, world)
+            scene = arrange(rng, kind, things, level, draw_relation(rng, kind))
             if scene is None:
                 continue
             if split == "all" or kind == "single_object":
@@ -90,13 +91,25 @@ def _things(rng: Random, kind: str, world: Level) -> list[tuple[str, str]]:
     return list(zip(pick_two(rng, colors), shapes, strict=True))
 
 
-def _arranged(
-    rng: Random, kind: str, things: list[tuple[str, str]], level: int, world: Level
-) -> Scene | None:
-    """Sizes, places and the rest; None if the objects did not fit."""
-    relation = ""
+def draw_relation(rng: Random, kind: str) -> str:
+    """A relation where the kind has one: always, or for two coloured objects half the time."""
     if kind == "position" or (kind == "color_attr" and rng.random() < 0.5):
-        relation = pick(rng, ("left of", "right of", "above", "below"))
+        return pick(rng, RELATIONS)
+    return ""
+
+
+def arrange(
+    rng: Random, kind: str, things: list[tuple[str, str]], level: int, relation: str = ""
+) -> Scene | None:
+    """Draw sizes, places, background and the rest for given (colour, shape) pairs.
+
+    Args:
+        relation: of the first object to the second, or "".
+
+    Returns:
+        The scene, or None if the objects did not fit: draw again.
+    """
+    world = get_level(level)
     word = ""
     if world.words and len(things) <= 3 and rng.random() < 0.3:
         word = pick(rng, world.words)

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from gesso.config import Config as BaseConfig
-from gesso.data.scenes import captions, render, sample_scene
+from gesso.data.scenes import captions, render, sample_scene, vocabulary
 from gesso.types import Sample
 
 # Part of the fingerprint: raise it whenever the same options would yield other pictures or words.
@@ -59,6 +59,10 @@ class Scenes:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+    def vocabulary(self) -> list[str]:
+        """Every word that captions of this level can use, in lower case and in all languages."""
+        return vocabulary(self.options.level)
 
     def fingerprint(self) -> str:
         """A short hash of everything that decides pictures and captions."""
