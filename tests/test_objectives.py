@@ -221,3 +221,22 @@ def test_every_objective_is_found_by_its_file() -> None:
     assert options == Config(caption_dropout=0.2) and found.DenoiseObjective is DenoiseObjective
     with pytest.raises(GessoError, match="caption_dropout"):
         resolve("objectives", {"name": "denoise", "caption_dropuot": 0.2})
+
+
+def test_a_frozen_text_encoder_gives_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = moved_model()
+    encoder = model.text_encoder
+    empty = Cond(tokens=torch.full((1, 2, encoder.dim), 7.0), mask=torch.tensor([[True, True]]))
+    monkeypatch.setattr(encoder, "trainable", False, raising=False)
+    monkeypatch.setattr(encoder, "prepare", lambda prompts: empty)
+    monkeypatch.setattr(encoder, "forward", lambda cond: cond)
+    objective = build(Config(caption_dropout=0.5), model)
+    tokens = torch.ones(64, LENGTH, encoder.dim)
+    cond = objective.condition(
+        Cond(tokens=tokens, mask=torch.ones(64, LENGTH, dtype=torch.bool)),
+        torch.arange(64) % 2 == 0,
+    )
+    assert cond.tokens is not None and cond.mask is not None
+    assert torch.equal(cond.tokens[::2, :2], empty.tokens.expand(32, -1, -1))
+    assert torch.equal(cond.mask.sum(1), torch.tensor([2, LENGTH] * 32))
+    assert torch.equal(cond.tokens[1::2], tokens[1::2])
