@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,12 +72,26 @@ def loading(what: str, path: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as e:
+    except Exception as e:  # what libraries raise on broken files has no common type
         first = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".:")
         raise GessoError(
             f"The {what} {path!r} could not be loaded ({first}): "
             "give a complete local folder, or a hub id that can be reached."
         ) from None
+
+
+def check_complete(missing: Iterable[str]) -> None:
+    """Within `loading`: refuse weights that leave tensors at random values.
+
+    Args:
+        missing: `missing_keys` of a `from_pretrained(..., output_loading_info=True)`.
+
+    Raises:
+        OSError: there are some besides a pooler's, whose output is not used here.
+    """
+    lacking = sorted(key for key in missing if "pooler" not in key)
+    if lacking:
+        raise OSError(f"its weights lack {len(lacking)} tensors, the first {lacking[0]}")
 
 
 def fingerprint(config: str, tensors: Mapping[str, Tensor], most: int = 256) -> str:

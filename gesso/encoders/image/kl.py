@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gesso import config
-from gesso.encoders._weights import fingerprint, loading, locate
+from gesso.encoders._weights import check_complete, fingerprint, loading, locate
 from gesso.encoders.image import check_sides, draw
 
 
@@ -95,11 +95,13 @@ def build(options: Config) -> KLAutoencoder:
     if subfolder is None and (Path(folder) / "vae" / "config.json").is_file():
         subfolder = "vae"
     with loading("KL autoencoder", options.path):
-        vae = AutoencoderKL.from_pretrained(
+        vae, info = AutoencoderKL.from_pretrained(
             folder,
             subfolder=subfolder,
             torch_dtype=getattr(torch, options.dtype),
             use_safetensors=True,
-            low_cpu_mem_usage=False,  # the other way leaves missing tensors unnoticed
+            low_cpu_mem_usage=False,  # or missing tensors would stay without storage
+            output_loading_info=True,
         )
+        check_complete(info["missing_keys"])
     return KLAutoencoder(vae)

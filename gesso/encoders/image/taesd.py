@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gesso import config
-from gesso.encoders._weights import fingerprint, loading, locate, read_safetensors
+from gesso.encoders._weights import check_complete, fingerprint, loading, locate, read_safetensors
 from gesso.encoders.image import check_sides
 from gesso.types import GessoError
 
@@ -101,7 +101,10 @@ def build(options: Config) -> TAESD:
             f"autoencoder: copy the files of {name} into it."
         )
     with loading("TAESD", path):
-        vae = AutoencoderTiny.from_pretrained(locate(path), low_cpu_mem_usage=False)
+        vae, info = AutoencoderTiny.from_pretrained(
+            locate(path), low_cpu_mem_usage=False, output_loading_info=True
+        )
+        check_complete(info["missing_keys"])
     found = vae.config.latent_channels
     if found != channels:
         raise GessoError(
@@ -111,7 +114,7 @@ def build(options: Config) -> TAESD:
     return TAESD(vae)
 
 
-def _load_raw(vae: nn.Module, folder: Path, name: str) -> None:
+def _load_raw(vae: Any, folder: Path, name: str) -> None:
     """Load the author's own files, whose keys are `<layer>.<parameter>`.
 
     The author's decoder counts a clamp as its layer 0, which in diffusers has no number.

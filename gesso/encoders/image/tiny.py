@@ -48,8 +48,8 @@ class Residual(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)  # starts as the identity
-        nn.init.zeros_(self.conv2.bias)
+        for p in self.conv2.parameters():  # starts as the identity
+            nn.init.zeros_(p)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(nn.functional.silu(self.conv1(x)))
@@ -72,10 +72,8 @@ class TinyAutoencoder(nn.Module):
         super().__init__()
         self.config = options
         width, pixels = options.width, 3 * FACTOR**2
-        self.fold = nn.PixelUnshuffle(
-            FACTOR
-        )  # [B, 3, H, W] -> [B, 48, h, w], (colour, row, column)
-        self.unfold = nn.PixelShuffle(FACTOR)  # and back
+        # [B, 3, H, W] <-> [B, 48, h, w], channels in the order (colour, row, column).
+        self.fold, self.unfold = nn.PixelUnshuffle(FACTOR), nn.PixelShuffle(FACTOR)
         self.encoder = nn.Sequential(
             nn.Conv2d(pixels, width, 3, padding=1),
             Residual(width),
@@ -94,19 +92,19 @@ class TinyAutoencoder(nn.Module):
         self.register_buffer("shift", torch.zeros(CHANNELS))
         self.register_buffer("scale", torch.ones(CHANNELS))
         # Twice as fast as the default layout for convolutions of this size on a CPU.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def _start_from_mean_colours(self) -> None:
         """Let the skips carry each cell's mean colour, so that training starts from a mosaic."""
-        for skip in (self.encoder_skip, self.decoder_skip):
-            skip.weight.zero_()
-            nn.init.zeros_(skip.bias)
+        for p in (*self.encoder_skip.parameters(), *self.decoder_skip.parameters()):
+            p.zero_()
         for colour in range(3):
             cell = slice(colour * FACTOR**2, (colour + 1) * FACTOR**2)
             self.encoder_skip.weight[colour, cell] = 1 / FACTOR**2
             self.decoder_skip.weight[cell, colour] = 1
-        self.encoder_skip.bias[CHANNELS:] = -4  # a posterior that does not drown the colours
+        assert self.encoder_skip.bias is not None
+        self.encoder_skip.bias[CHANNELS:] = -4  # log std: a posterior that does not drown them
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pictures to raw latents.
