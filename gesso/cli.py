@@ -94,17 +94,9 @@ def train(
 
     loaded = load_recipe(recipe, overrides)
     result = train_recipe(loaded, run or Path("runs") / loaded.name, resume=resume, quiet=as_json)
-    _report(
-        result,
-        as_json,
-        "run",
-        lambda r: (
-            f"{r['steps']} steps, {r['images_per_second']:.0f} pictures/s, loss {r['loss']:.4f}\n"
-            f'Paint with it: gesso paint --model {r["run"]} "..."'
-        ),
-    )
-    if result.get("interrupted"):
-        raise typer.Exit(130)
+    _report(result, as_json, "run", _trained)
+    if result["interrupted"]:
+        raise typer.Exit(128 + result["signal"])
 
 
 @app.command()
@@ -206,9 +198,29 @@ def demo(
     from gesso.demo import run_demo
 
     result = run_demo(budget, run, fresh=fresh, quiet=as_json)
-    _report(result, as_json, "report", lambda r: f"Open {r['report']}")
     if result.get("interrupted"):
-        raise typer.Exit(130)
+        _report(result, as_json, "run", lambda r: "Interrupted: the same command continues it.")
+        raise typer.Exit(128 + result["signal"])
+    _report(result, as_json, None, _demo_done)
+
+
+def _trained(result: dict[str, Any]) -> str:
+    said = f"{result['steps']} steps, {result['images_per_second']:.0f} pictures/s"
+    said += f", loss {result['loss']:.4f}"
+    if result["interrupted"]:
+        return f"{said}\nInterrupted: continue with --resume."
+    if result["paints"]:
+        said += f'\nPaint with it: gesso paint --model {result["run"]} "..."'
+    return said
+
+
+def _demo_done(result: dict[str, Any]) -> str:
+    scores = _score_table(result)
+    return (
+        f"{scores}\n{result['steps']} steps, {result['images_per_second']:.0f} pictures/s\n"
+        f'Paint with it: gesso paint --model {result["run"]} "a red star above a blue square"\n'
+        f"Open {result['report']}"
+    )
 
 
 def _score_table(result: dict[str, Any]) -> str:

@@ -38,8 +38,8 @@ def run_demo(
         per_tag: prompts for each of GenEval's six tags.
 
     Returns:
-        report (file), run, steps, images_per_second, loss, overall, scores; or what training
-        returned, with `interrupted`.
+        report (file), run, steps, images_per_second, loss, benchmark, judge, overall, scores, n;
+        or what training returned, with `interrupted`.
 
     Raises:
         GessoError: the budget is not positive, or there is a finished demo in `run`.
@@ -81,8 +81,7 @@ def run_demo(
         "steps": trained["steps"],
         "images_per_second": trained["images_per_second"],
         "loss": trained["loss"],
-        "overall": scores["overall"],
-        "scores": scores["scores"],
+        **{k: scores[k] for k in ("benchmark", "judge", "overall", "scores", "n")},
     }
 
 

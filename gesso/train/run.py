@@ -33,7 +33,7 @@ def train_recipe(
         quiet: show no progress.
 
     Returns:
-        See `gesso.train.loop.train`.
+        See `gesso.train.loop.train`; and `paints`: whether the result is a text-to-image model.
 
     Raises:
         GessoError: bad input anywhere on the way.
@@ -46,9 +46,10 @@ def train_recipe(
     painter = None
     if model.backbone is not None and recipe.validation.prompts:
         painter = make_painter(recipe.validation)
-    return train(
+    result = train(
         recipe, run, model=model, dataset=dataset, painter=painter, resume=resume, quiet=quiet
     )
+    return {**result, "paints": model.backbone is not None}
 
 
 def encode_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
