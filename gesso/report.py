@@ -48,7 +48,7 @@ def loss_plot(rows: list[dict[str, Any]]) -> str:
     import matplotlib.pyplot as plt
 
     train = [(r["step"], r["loss"]) for r in rows if r.get("loss") is not None]
-    held = [(r["step"], r["validation/loss"]) for r in rows if r.get("validation/loss") is not None]
+    held = [(r["step"], r["validation_loss"]) for r in rows if r.get("validation_loss") is not None]
     with plt.rc_context({"font.family": "serif", "font.size": 11, "svg.fonttype": "none"}):
         figure, axes = plt.subplots(figsize=(9, 3.4))
         if train:

@@ -8,14 +8,19 @@ from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 METRICS = "metrics.jsonl"
+PREVIEW = 96  # columns of a preview in the terminal
 
 
 class RunLog:
@@ -66,12 +71,16 @@ class RunLog:
             self._broken = True
 
     def picture(self, step: int, file: Path) -> None:
-        """Show a PNG file in TensorBoard."""
+        """Show a PNG file in TensorBoard, and small in a terminal that has colours."""
         from PIL import Image
 
         with Image.open(file) as image:
-            array = np.asarray(image.convert("RGB"))  # [H, W, 3]
-        self._board.add_image("samples", array, step, dataformats="HWC")
+            picture = image.convert("RGB")
+        self._board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+        if self._bar is not None and self._console.color_system == "truecolor":
+            columns = min(PREVIEW, self._console.width - 2)
+            self._console.print(f"step {step}: {file}", markup=False)
+            self._console.print(half_blocks(picture.resize(fit(picture.size, columns))))
 
     def progress(
         self, share: float, step: int, latest: Mapping[str, float], left: float, *, line: bool
@@ -107,6 +116,23 @@ class RunLog:
         except OSError:
             if not self._broken:
                 self.say("The TensorBoard log could not be finished; metrics.jsonl has it all.")
+
+
+def fit(size: tuple[int, int], columns: int) -> tuple[int, int]:
+    """Width and height that make a picture `columns` wide, with an even number of rows."""
+    width, height = size
+    return columns, max(2, round(columns * height / width / 2) * 2)
+
+
+def half_blocks(picture: Image) -> Text:
+    """A picture as text: each character shows two pixels, one above the other."""
+    pixels = np.asarray(picture)  # [H, W, 3], H even
+    text = Text()
+    for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
+        for (r, g, b), (x, y, z) in zip(upper, lower, strict=True):
+            text.append("▀", f"rgb({r},{g},{b}) on rgb({x},{y},{z})")
+        text.append("\n")
+    return text
 
 
 def duration(seconds: float) -> str:
