@@ -27,6 +27,8 @@ from gesso.data.scenes.layout import sample_scene
 from gesso.data.scenes.reader import Detection, Reading, read
 from gesso.data.scenes.render import render
 from gesso.data.scenes.splits import has_held_out
+from gesso.data.scenes.svg import svg
+from gesso.data.scenes.truth import Truth, truth
 
 __all__ = [
     "BACKGROUNDS",
@@ -45,6 +47,7 @@ __all__ = [
     "Object",
     "Reading",
     "Scene",
+    "Truth",
     "captions",
     "has_held_out",
     "read",
@@ -52,5 +55,7 @@ __all__ = [
     "render",
     "sample_scene",
     "short_wordings",
+    "svg",
+    "truth",
     "vocabulary",
 ]

@@ -44,9 +44,8 @@ def word_window(word: str, height: int, width: int) -> tuple[int, int, int]:
     return height - 9 * dot, (width - (6 * len(word) - 1) * dot) // 2, dot
 
 
-def draw_word(picture: np.ndarray, word: str) -> None:
-    """Write the word into a [H, W, 3] float picture."""
-    y, x, dot = word_window(word, *picture.shape[:2])
-    dots = np.kron(word_mask(word), np.ones((dot, dot), bool))
-    window = picture[y : y + dots.shape[0], max(x, 0) : x + dots.shape[1]]
-    window[dots[:, max(-x, 0) :][:, : window.shape[1]]] = INK
+def word_dots(word: str, height: int, width: int) -> np.ndarray:
+    """[N, 2] pixels (y, x) that a rendered word inks; what a narrow picture cuts off is absent."""
+    y, x, dot = word_window(word, height, width)
+    pixels = np.argwhere(np.kron(word_mask(word), np.ones((dot, dot), bool))) + np.array([y, x])
+    return pixels[(pixels[:, 1] >= 0) & (pixels[:, 1] < width)]

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from gesso.data.scenes.font import draw_word
+from gesso.data.scenes.font import INK, word_dots
 from gesso.data.scenes.graph import BACKGROUNDS, COLORS, TONES, Background, Object, Scene
 from gesso.data.scenes.shapes import coverage, extent
 from gesso.types import GessoError
@@ -27,7 +27,8 @@ def render(scene: Scene, height: int = 64, width: int = 64) -> np.ndarray:
         paint = _paint(item, x, y, alpha.shape, height, width)
         window += alpha[..., None] * (paint - window)
     if scene.word:
-        draw_word(picture, scene.word)
+        dots = word_dots(scene.word, height, width)
+        picture[dots[:, 0], dots[:, 1]] = INK
     return (picture + 0.5).astype(np.uint8)
 
 

@@ -225,8 +225,9 @@ class _Piece:
             step = (tone_rgb - rgb) / max(float((tone_rgb - rgb) @ (tone_rgb - rgb)), 1.0)
             share_map = np.clip((self.picture - rgb) @ step, 0, 1)
             tone, tone_rest = self._project(tone_rgb)
-            # Between the two tones lie mixtures that look like the background: close those gaps.
-            closed = cv2.morphologyEx(body, cv2.MORPH_CLOSE, _BOX3)
+            # Between the two tones lie mixtures that look like the background: fill those gaps,
+            # but leave the border to the mixtures.
+            closed = cv2.erode(cv2.morphologyEx(body, cv2.MORPH_CLOSE, _BOX3), _CROSS)
             alpha, rest = np.maximum(np.maximum(alpha, tone), closed), np.minimum(rest, tone_rest)
         _, pieces = cv2.connectedComponents((alpha > 0.42).view(np.uint8), connectivity=8)
         hit = np.bincount(pieces[self.core]) > 0
