@@ -53,7 +53,7 @@ def short_wordings(scene: Scene, language: str = "en") -> list[str]:
         for prefix in LANGUAGES[language].prefixes
         for phrase in phrases(scene, language, bool(prefix))
     ]
-    return [text for text in texts if len(text.split()) <= MAX_SHORT]
+    return [text for text in dict.fromkeys(texts) if len(text.split()) <= MAX_SHORT]
 
 
 def captions(scene: Scene, *, seed: int | str = 0, shorts: int = 4) -> list[Caption]:
