@@ -32,9 +32,10 @@ def sinusoid(values: Tensor, dim: int = FEATURES) -> Tensor:
 class ScalarEmbedder(nn.Module):
     """Sinusoid, then a two-layer MLP: [N] -> [N, dim]."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, init_std: float = 0.02) -> None:
         super().__init__()
-        first, second = normal_(nn.Linear(FEATURES, dim)), normal_(nn.Linear(dim, dim))
+        first = normal_(nn.Linear(FEATURES, dim), init_std)
+        second = normal_(nn.Linear(dim, dim), init_std)
         self.mlp = nn.Sequential(first, nn.SiLU(), second)
 
     def forward(self, values: Tensor) -> Tensor:
