@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gesso.nn.init import xavier_, zero_
+from gesso.nn.linear import Linear
 
 MASKED = -10000.0  # finite, so that a row with no real token averages its padding and is not NaN
 
@@ -51,8 +52,8 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = xavier_(nn.Linear(dim, 3 * dim))
-        self.proj = xavier_(nn.Linear(dim, dim))
+        self.qkv = xavier_(Linear(dim, 3 * dim))
+        self.proj = xavier_(Linear(dim, dim))
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [B, N, dim], bias [B, 1, 1, N] or None -> [B, N, dim]."""
@@ -67,9 +68,9 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q_linear = xavier_(nn.Linear(dim, dim))
-        self.kv_linear = xavier_(nn.Linear(dim, 2 * dim))
-        self.proj = zero_(nn.Linear(dim, dim))
+        self.q_linear = xavier_(Linear(dim, dim))
+        self.kv_linear = xavier_(Linear(dim, 2 * dim))
+        self.proj = zero_(Linear(dim, dim))
 
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [B, N, dim], context [B, M, dim], bias [B, 1, 1, M] or None -> [B, N, dim]."""

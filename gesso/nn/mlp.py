@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gesso.nn.init import xavier_
+from gesso.nn.linear import Linear
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation (Hendrycks & Gimpel 2016, section 2).
+
+    x (1 + tanh u) / 2 is x sigmoid(2 u). Compiled for a CPU the second form is much faster, as
+    its vectorised exponential is; eagerly one fused kernel beats several.
+    """
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        x32 = x.float()
+        u = 0.7978845608028654 * (x32 + 0.044715 * x32 * x32 * x32)  # sqrt(2 / pi) (x + c x^3)
+        return (x32 * torch.sigmoid(2 * u)).to(x.dtype)
+    return F.gelu(x, approximate="tanh")
 
 
 class Mlp(nn.Module):
@@ -13,8 +28,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, out: int) -> None:
         super().__init__()
-        self.fc1 = xavier_(nn.Linear(dim, hidden))
-        self.fc2 = xavier_(nn.Linear(hidden, out))
+        self.fc1 = xavier_(Linear(dim, hidden))
+        self.fc2 = xavier_(Linear(hidden, out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu_tanh(self.fc1(x)))
