@@ -90,9 +90,10 @@ def train(
 ) -> None:
     """Train a model by a recipe."""
     from gesso.systems import load_recipe
+
+    loaded = load_recipe(recipe, overrides)  # a typing mistake is told before the heavy imports
     from gesso.train.run import train_recipe
 
-    loaded = load_recipe(recipe, overrides)
     result = train_recipe(loaded, run or Path("runs") / loaded.name, resume=resume, quiet=as_json)
     _report(result, as_json, "run", _trained)
     if result["interrupted"]:
@@ -108,9 +109,10 @@ def encode(
 ) -> None:
     """Write latents and text features of a recipe's pictures into a cache."""
     from gesso.systems import load_recipe
+
+    loaded = load_recipe(recipe, overrides)  # a typing mistake is told before the heavy imports
     from gesso.train.run import encode_recipe
 
-    loaded = load_recipe(recipe, overrides)
     folder = out or Path("caches") / loaded.name
     result = encode_recipe(loaded, folder, quiet=as_json)
     _report(

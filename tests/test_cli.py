@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +53,12 @@ def call(monkeypatch, capsys, tmp_path):
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
-    seconds = []
+    seconds = []  # of the processor, so that a busy machine does not count
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = gesso("--help")
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0 and "paint" in done.stdout
     assert min(seconds) < 0.5
     loaded = "import gesso, gesso.cli, sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
@@ -201,7 +202,7 @@ def test_training_on_bad_folders_is_refused(call, tiny_recipe, tmp_path):
     Image.new("RGB", (64, 64)).save(table / "a.png")
     (table / "metadata.csv").write_text("file_name,captoin\na.png,hello\n")
     source = 'data.source={{name: folder, path: "{}"}}'
-    for folder, says in ((empty, "no picture"), (texts, "text"), (table, "captoin")):
+    for folder, says in ((empty, "no files"), (texts, "text"), (table, "captoin")):
         code, _, err = call("train", recipe, source.format(folder), "--run", "r")
         assert code == 2 and says in err.lower(), err
         assert len(err.strip().splitlines()) == 1 and not (tmp_path / "r" / "checkpoints").exists()

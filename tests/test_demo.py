@@ -43,7 +43,7 @@ def test_the_demo_ends_with_a_page_that_needs_nothing_else(small_demo, tmp_path)
     cost = json.loads((tmp_path / "demo" / "cost.json").read_text())
     assert 1 < cost["encoding"] + result_seconds(tmp_path) < 60
 
-    with pytest.raises(GessoError, match="finished demo.*--fresh"):
+    with pytest.raises(GessoError, match=r"finished demo.*--fresh"):
         small_demo()
     assert small_demo(fresh=True)["report"] == result["report"]
 
