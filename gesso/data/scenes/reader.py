@@ -13,15 +13,9 @@ import cv2
 import numpy as np
 
 from gesso.data.scenes.graph import BACKGROUNDS, COLORS, SIZES, TEXTURES, Background, Box, get_level
+from gesso.data.scenes.regions import Region, join, near
 from gesso.data.scenes.render import texture_share
-from gesso.data.scenes.segment import (
-    PALETTE_LAB,
-    Ground,
-    Region,
-    find_regions,
-    fit_ground,
-    to_lab,
-)
+from gesso.data.scenes.segment import PALETTE_LAB, Ground, find_regions, fit_ground, to_lab
 from gesso.data.scenes.shapes import coverages, extent, moments
 from gesso.data.scenes.words import find_word
 from gesso.types import GessoError
@@ -30,6 +24,8 @@ WORKING_SIDE = 96  # larger pictures are read at this shorter side
 _BACKGROUND_LAB = to_lab(np.array(list(BACKGROUNDS.values()), np.float32))
 MIN_OVERLAP = 0.5  # with the best shape; below, a region is no object
 SMALLEST = SIZES["small"][0]
+FRAGMENT_GAP = 3  # pixels between fragments of one object, at most
+BETTER = 0.03  # by how much the union must overlap better
 SAME_PLACE = 0.5  # box IoU above which two detections are one object
 
 
@@ -93,11 +89,12 @@ def read(picture: np.ndarray, level: int = 3) -> Reading:
         dot = max(1, min(height, width) // 64) * scale
         word, window = find_word(pixels, ground, world.words, dot)
         pixels[window] = ground.rgb[window]
-    found = []
-    for region in find_regions(pixels, ground, textures=len(world.textures) > 1):
-        fit = fit_shape(region, world.shapes)
-        if fit is not None and fit.overlap > MIN_OVERLAP:
-            found.append(_detection(region, fit, ground, (height, width)))
+    regions = find_regions(pixels, ground, textures=len(world.textures) > 1)
+    found = [
+        _detection(region, fit, ground, (height, width))
+        for region, fit in _joined(regions, world.shapes)
+        if fit.overlap > MIN_OVERLAP
+    ]
     found.sort(key=lambda d: -d.confidence)
     return Reading(_distinct(found), _background(ground), word)
 
@@ -114,13 +111,11 @@ class Fit:
     margin: float  # by how much the overlap exceeds the second best shape's
 
 
-def fit_shape(region: Region, shapes: tuple[str, ...]) -> Fit | None:
+def fit_shape(region: Region, shapes: tuple[str, ...]) -> Fit:
     """Place every shape by area and centroid, and take the one that overlaps best."""
     alpha = region.alpha
     height, width = alpha.shape
-    area = region.area
-    if area < 4:
-        return None
+    area = max(region.area, 1e-6)
     x = float(alpha.sum(0) @ (np.arange(width) + 0.5)) / area
     y = float(alpha.sum(1) @ (np.arange(height) + 0.5)) / area
     spread = blur_width(alpha)
@@ -142,6 +137,24 @@ def fit_shape(region: Region, shapes: tuple[str, ...]) -> Fit | None:
         float(overlap[best]),
         float(overlap[best] - overlap[second]),
     )
+
+
+def _joined(regions: list[Region], shapes: tuple[str, ...]) -> list[tuple[Region, Fit]]:
+    """Regions with their shapes; fragments of one object are put together.
+
+    Two neighbours of one colour are joined where the union looks more like a shape than either.
+    """
+    fitted = [(region, fit_shape(region, shapes)) for region in regions]
+    for i in range(len(regions)):
+        for j in range(len(fitted) - 1, i, -1):
+            (a, fit_a), (b, fit_b) = fitted[i], fitted[j]
+            if a.color == b.color and near(a, b, FRAGMENT_GAP):
+                union = join(a, b)
+                fit = fit_shape(union, shapes)
+                if fit.overlap > max(fit_a.overlap, fit_b.overlap) + BETTER:
+                    fitted[i] = union, fit
+                    del fitted[j]
+    return fitted
 
 
 def blur_width(alpha: np.ndarray) -> float:
@@ -184,17 +197,17 @@ def _color(region: Region) -> tuple[str, float, float]:
 def _confidence(fit: Fit, color: tuple[float, float], contrast: float, side: int) -> float:
     """Probability that shape and colour are right.
 
-    A logistic model of five capped features, fitted to readings of renders that were blurred,
-    compressed, made noisy, cut into and bent (none of them a model's output).
+    A logistic model of five features, fitted to readings of renders that were blurred,
+    compressed, made noisy, cut and bent (none of them a model's output).
     """
     nearest, second = color
     score = (
-        11.2 * fit.overlap
-        + 42.6 * min(fit.margin, 0.15)
-        + 7.3 * min((second - nearest) / (second + nearest), 0.5)
-        + 4.3 * min(contrast / 30, 1.0)
-        + 18.7 * min(fit.radius / side / SMALLEST, 1.0)
-        - 35.3
+        -2.5 * np.log(1.02 - fit.overlap)
+        + 28.4 * min(fit.margin, 0.15)
+        + 5.0 * min((second - nearest) / (second + nearest), 0.5)
+        + 5.2 * min(contrast / 30, 1.0)
+        + 21.7 * min(fit.radius / side / SMALLEST, 1.0)
+        - 32.9
     )
     return float(1 / (1 + np.exp(-score)))
 

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 
 from gesso.data.scenes.graph import COLORS, TONES
+from gesso.data.scenes.regions import Region, separate
 
 DIFFERENT = 14.0  # CIELAB distance from the background above which a pixel may be an object's
 MIN_AREA = 0.006  # of the shorter side squared; smaller regions are specks
 MIN_CORE = 3  # pixels
-CLAIM = 10  # pixels of core from which a colour keeps its neighbourhood from other colours
 
 # Mixtures are solved in luma and half-weighted chroma: JPEG and autoencoders blur chroma more.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -28,33 +28,6 @@ _COLOR_NAMES = list(COLORS)
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 _BOX3 = np.ones((3, 3), np.uint8)
 _BOX5 = np.ones((5, 5), np.uint8)
-
-
-@dataclass(slots=True)
-class Region:
-    """One connected piece of one colour.
-
-    Attributes:
-        color: name.
-        left, top: the window's place in the picture.
-        alpha: [h, w] float32, how much of each pixel the region covers.
-        core: [h, w] bool, pixels surely inside.
-        rgb: [3] the colour measured inside.
-        tones: [h, w] float32, share of the second tone; None for a solid object.
-    """
-
-    color: str
-    left: int
-    top: int
-    alpha: np.ndarray
-    core: np.ndarray
-    rgb: np.ndarray
-    tones: np.ndarray | None
-
-    @property
-    def area(self) -> float:
-        """Covered area in pixels."""
-        return float(self.alpha.sum())
 
 
 @dataclass(slots=True)
@@ -152,7 +125,7 @@ def find_regions(picture: np.ndarray, ground: Ground, textures: bool = True) -> 
                 region.color = _COLOR_NAMES[color]
                 region.left, region.top = window[1].start, window[0].start
                 regions.append(region)
-    _separate(regions)
+    separate(regions)
     return regions
 
 
@@ -253,18 +226,3 @@ class _Piece:
             dot = (self.contrast * towards).sum(2)
         alpha = np.clip(dot / norm, 0, 1)
         return alpha, self.size - alpha * (2 * dot - alpha * norm)
-
-
-def _separate(regions: list[Region]) -> None:
-    """Take from each region the neighbourhood of other regions' cores."""
-    for a in regions:
-        for b in regions:
-            if a is b or np.count_nonzero(b.core) < CLAIM:
-                continue
-            top, left = max(a.top, b.top), max(a.left, b.left)
-            bottom = min(a.top + a.alpha.shape[0], b.top + b.alpha.shape[0])
-            right = min(a.left + a.alpha.shape[1], b.left + b.alpha.shape[1])
-            if top < bottom and left < right:
-                taken = b.core[top - b.top : bottom - b.top, left - b.left : right - b.left]
-                taken = cv2.dilate(taken.astype(np.uint8), _BOX3) > 0
-                a.alpha[top - a.top : bottom - a.top, left - a.left : right - a.left][taken] = 0

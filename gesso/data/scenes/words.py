@@ -47,6 +47,8 @@ def find_word(
     pad = round(_MARGIN * dot)
     strokes = _strokes(np.pad(ink, pad).astype(np.float32), dot)
     best, found, window = ACCEPT, "", np.s_[0:0, 0:0]
+    if strokes.max() < DARK:  # the common case: nothing is written
+        return found, window
     for word in words:
         template = _template(word, dot)
         height, width = template.shape
