@@ -149,3 +149,16 @@ def test_pictures_that_are_not_rgb_bytes_are_refused():
     for wrong in (np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8)):
         with pytest.raises(GessoError, match="uint8"):
             read(wrong)
+
+
+@pytest.mark.parametrize("shape", ["circle", "square", "star", "ring", "hexagon"])
+def test_fragments_of_one_object_are_read_as_one(shape):
+    scene = Scene(2, "colors", (Object(shape, "blue", "large", 0.5, 0.5, 0.2),))
+    picture = render(scene)
+    picture[:, 32:34] = picture[0, 0]  # a cut through the middle, two pixels wide
+    assert [(d.shape, d.color) for d in read(picture, 2).objects] == [(shape, "blue")]
+
+
+def test_two_objects_of_one_colour_side_by_side_stay_two():
+    pair = tuple(Object("square", "green", "medium", x, 0.5, 0.15) for x in (0.3, 0.64))
+    assert len(read(render(Scene(2, "counting", pair)), 2).objects) == 2
