@@ -14,7 +14,10 @@ from gesso.nn.linear import Linear
 
 MASKED = -10000.0  # finite, so that a row with no real token averages its padding and is not NaN
 
-EXPLICIT_MAX_KEYS = 512
+# Largest N M per head for which two products and a softmax train faster than the fused kernel on a
+# CPU: the fused backward is slow there, 4 times at N = M = 64 in bfloat16. The table behind it is
+# in docs/performance.md; it stops short of where the explicit form's memory would hurt.
+EXPLICIT_LIMIT = {torch.bfloat16: 256 * 256, torch.float32: 64 * 64}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,7 +31,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     Returns:
         [B, H, N, d].
     """
-    if q.device.type == "cpu" and k.shape[2] <= EXPLICIT_MAX_KEYS:
+    trains_on_cpu = q.device.type == "cpu" and torch.is_grad_enabled()
+    if trains_on_cpu and q.shape[2] * k.shape[2] <= EXPLICIT_LIMIT.get(q.dtype, 0):
         return explicit_attention(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
