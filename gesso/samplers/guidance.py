@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,15 +41,12 @@ def guide(
     if guidance_scale == 1:
         return conditional
     both = Cond.cat([cond, null])
-    start, end = (round(share * num_inference_steps) for share in interval)
-    times = make_schedule(denoiser.path, num_inference_steps).t
-    everywhere = start <= 0 and end >= num_inference_steps
-    latest = float("inf") if start <= 0 else times[min(start, num_inference_steps)].item()
-    earliest = -float("inf") if end >= num_inference_steps else times[max(end, 0)].item()
+    latest, earliest = _guided_times(denoiser, num_inference_steps, interval)
+    everywhere = latest == math.inf and earliest == -math.inf
 
     def guided(x: Tensor, t: Tensor) -> Denoised:
         # A picture's t are all alike in a sampler; reading one is spared where it decides nothing.
-        if not everywhere and not earliest < t[0].item() <= latest:
+        if not everywhere and not earliest < t[0].item() < latest:
             return conditional(x, t)
         prediction = denoiser.predict(torch.cat([x, x]), torch.cat([t, t]), both)
         with_cond, without = prediction.value.chunk(2)  # 2 of [B, C, h, w]
@@ -60,3 +59,15 @@ def guide(
         return denoiser.views(value, x, t, None if variance is None else variance.chunk(2)[0])
 
     return guided
+
+
+def _guided_times(
+    denoiser: Denoiser, num_inference_steps: int, interval: tuple[float, float]
+) -> tuple[float, float]:
+    """Bounds on t, halfway between the last step outside the interval and the first one inside."""
+    times = make_schedule(denoiser.path, num_inference_steps).t.tolist()
+    start, end = (round(share * num_inference_steps) for share in interval)
+    latest = math.inf if start <= 0 else (times[start - 1] + times[start]) / 2
+    inside_to_the_end = end >= num_inference_steps
+    earliest = -math.inf if inside_to_the_end else (times[max(end, 1) - 1] + times[end]) / 2
+    return latest, earliest
