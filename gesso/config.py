@@ -106,6 +106,7 @@ class Recipe(Config):
     name: str
     about: str = ""
     seed: int = 0
+    init: str | None = None  # a model (name, run, folder) whose weights to start from
     image_encoder: Spec
     text_encoder: Spec | None = None  # None, and no backbone: a recipe that trains the encoder
     backbone: Spec | None = None

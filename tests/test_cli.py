@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from gesso import cli
 
@@ -174,6 +176,18 @@ def test_train_then_paint_shows_the_validation_picture(call, tiny_recipe, tmp_pa
     assert code == 2 and "--resume" in err
     code, out, err = call("train", recipe, "train.steps=5", "--run", "runs/a", "--resume", "--json")
     assert code == 0 and json.loads(out)["steps"] == 5
+
+
+def test_training_starts_from_another_model(call, tiny_recipe, model_folder, tmp_path):
+    recipe = small(tmp_path / "mine.yaml", tiny_recipe)
+    args = ("train", recipe, "train.steps=1", "train.lr=0", f"init={model_folder}")
+    code, _, err = call(*args, "--run", "tuned", "--json")
+    assert code == 0, err
+    before = load_file(model_folder / "model.safetensors")
+    after = load_file("tuned/checkpoints/step-000001/model.safetensors")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    code, _, err = call(*args, "backbone.depth=3", "--run", "other")
+    assert code == 2 and "lacks tensors backbone.blocks.2" in err
 
 
 def test_encode_then_train_from_the_cache(call, tiny_recipe, tmp_path):

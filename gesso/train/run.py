@@ -12,8 +12,8 @@ from gesso.data.encode import EncodeReport, encode
 from gesso.data.shards import open_cache
 from gesso.data.source import caption_texts, open_source
 from gesso.encoders.text.learned import split_words
-from gesso.model import Model
-from gesso.pipeline import Pipeline
+from gesso.model import WEIGHTS, Model, read_tensors
+from gesso.pipeline import Pipeline, find
 from gesso.progress import steps_bar
 from gesso.train.folder import refuse_existing
 from gesso.train.loop import Dataset, Painter, train
@@ -42,6 +42,9 @@ def train_recipe(
         refuse_existing(run)
     recipe = with_vocabulary(recipe)
     model = Model.from_recipe(recipe)
+    if recipe.init is not None:
+        weights = find(recipe.init) / WEIGHTS
+        model.load_state(read_tensors(weights), str(weights))
     dataset = make_dataset(recipe, model, run / "cache", quiet=quiet)
     painter = None
     if model.backbone is not None and recipe.validation.prompts:
