@@ -221,7 +221,8 @@ def speed(n: int) -> None:
     peer = alone["Pillow at x4, scaled down, level 2"]
     print(f"\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {SIDE} px")
     print(
-        "| pictures per CPU second | one process | two processes | ratio to Pillow |\n|---|---|---|---|"
+        "| pictures per CPU second | one process | two processes | ratio to Pillow |\n"
+        "|---|---|---|---|"
     )
     context = get_context("spawn")
     for name, one in alone.items():
