@@ -85,7 +85,8 @@ def test_paint_writes_pictures_that_can_be_repainted(call, model_folder, tmp_pat
     again = tmp_path / "again.png"
     code, _, err = call("paint", "--like", printed["images"][1], "--out", again, "--json")
     assert code == 0, err
-    assert np.array_equal(np.asarray(Image.open(again)), np.asarray(second))
+    # It was painted beside another picture, so float rounding may differ in the last place.
+    assert np.abs(np.asarray(Image.open(again)).astype(int) - np.asarray(second)).max() <= 1
 
 
 def test_like_refuses_another_model_and_foreign_pictures(call, model_folder, tmp_path):
