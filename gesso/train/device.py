@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterable
-
 import numpy as np
 import torch
-from torch import nn
 
 from gesso.types import GessoError
 
@@ -30,25 +25,6 @@ def pick_device(name: str) -> torch.device:
             f"train.device {name!r} cannot be used ({reason}): use auto, cpu or cuda."
         ) from None
     return device
-
-
-def compile_blocks(roles: Iterable[nn.Module]) -> bool:
-    """Have the blocks of some networks compiled at their first call.
-
-    The members of each `nn.ModuleList` are compiled one by one: they share their code, so the
-    compiler works once for all of them. It happens in place: tensors keep their names.
-
-    Returns:
-        False if this machine has no C++ compiler, which torch.compile needs; they stay as they are.
-    """
-    if not any(shutil.which(c) for c in (os.environ.get("CXX", ""), "c++", "g++", "clang++")):
-        return False
-    for role in roles:
-        for module in role.modules():
-            if isinstance(module, nn.ModuleList):
-                for block in module:
-                    block.compile()
-    return True
 
 
 def draws(device: torch.device, *numbers: int) -> torch.Generator:

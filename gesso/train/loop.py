@@ -20,9 +20,10 @@ from torch import Tensor
 
 from gesso.config import Recipe, resolve
 from gesso.model import Model
+from gesso.nn.compile import compile_blocks
 from gesso.objectives import Objective
 from gesso.train import checkpoint
-from gesso.train.device import compile_blocks, draws, pick_device
+from gesso.train.device import draws, pick_device
 from gesso.train.ema import EMA
 from gesso.train.feed import Dataset, Feed
 from gesso.train.folder import open_run
@@ -139,8 +140,8 @@ class Trainer:
     def fit(self, log: RunLog, interrupt: Interrupt) -> dict[str, Any]:
         """Run until the end or an interrupt; returns what `train` returns."""
         config, self.log = self.config, log
-        if config.compile and not compile_blocks(self.learners.values()):
-            log.say("There is no C++ compiler here: training goes on without train.compile.")
+        if config.compile:
+            compile_blocks(self.learners.values())
         self._start = time.perf_counter()  # the budget pays for training, not for its set-up
         self._share_before = self.share
         over = self.share >= 1
@@ -237,8 +238,7 @@ class Trainer:
         """Losses on held-out pictures and painted prompts, both with the averaged weights."""
         for role in self.roles.values():
             role.eval()
-        # Other batch sizes and modes would each be compiled anew: not worth it for a few pictures.
-        with self.ema.applied(), torch.compiler.set_stance("force_eager"):
+        with self.ema.applied():
             with self._precision():
                 batches = self.feed.validation()
                 self.validation = validation_losses(self.objective, batches, self.device)
