@@ -81,13 +81,20 @@ class TrainConfig(Config):
 class SampleConfig(Config):
     """The generation contract: what makes a picture besides prompt and seed."""
 
-    sampler: Literal["dpm_solver", "ddim", "euler", "heun"] = "dpm_solver"
+    sampler: Literal["dpm_solver", "ddim", "euler", "heun", "lcm", "one_step"] = "dpm_solver"
     num_inference_steps: int = Field(default=20, ge=1)
+    # Which times are visited: see `gesso.diffusion.schedules.make_schedule`.
+    spacing: Literal["linspace", "trailing", "continuous", "lcm", "lcm_reference"] = "linspace"
+    final: Literal["zero", "sigma_min"] = "zero"
+    timesteps: tuple[float, ...] | None = None  # given outright, such as DMD's [400]
+    original_inference_steps: int = Field(default=50, ge=1)  # of a consistency model's teacher
     guidance_scale: float = Field(default=4.5, ge=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the steps that is guided
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
     height: int = 64
     width: int = 64
+    bucket_size: int | None = None  # base of the aspect-ratio buckets that the model was trained on
+    use_resolution_binning: bool = False  # paint in the nearest bucket, then resize and crop
     dtype: Literal["float32", "bfloat16"] = "float32"
     null: Literal["empty", "learned"] = "empty"  # the unconditional branch: text("") or backbone's
 

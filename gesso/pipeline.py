@@ -157,6 +157,14 @@ class Pipeline:
         with self._precision(contract):
             cond = self._encode(prompts, contract)
             null = self._null(cond, negatives, contract)
+        schedule = make_schedule(
+            self.model.path,
+            contract.num_inference_steps,
+            contract.spacing,
+            contract.final,
+            timesteps=contract.timesteps,
+            original_inference_steps=contract.original_inference_steps,
+        )
         denoise = guide(
             self.model.denoiser(),
             cond,
@@ -164,14 +172,13 @@ class Pipeline:
             guidance_scale=contract.guidance_scale,
             rescale=contract.guidance_rescale,
             interval=contract.guidance_interval,
-            num_inference_steps=contract.num_inference_steps,
+            schedule=schedule,
         )
 
         def in_precision(x: Tensor, t: Tensor) -> Any:
             with self._precision(contract):
                 return denoise(x, t)
 
-        schedule = make_schedule(self.model.path, contract.num_inference_steps)
         sample = module("samplers", contract.sampler).sample
         wrapped: Denoise = in_precision
         latents: Tensor = sample(

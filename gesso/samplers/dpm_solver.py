@@ -13,8 +13,6 @@ from gesso.diffusion.noise import Generators
 from gesso.diffusion.schedules import Callback, Schedule
 from gesso.types import Denoise
 
-FEW_STEPS = 15  # below this many, a first-order last step is the stabler one
-
 
 def sample(
     denoise: Denoise,
@@ -29,7 +27,7 @@ def sample(
     With lambda = log(alpha / sigma), h the step in lambda and D the estimate of x0, a step is
     x' = sigma'/sigma x + alpha' (1 - e^-h) D, where D is extrapolated to the middle of the step
     from the last two estimates. The first step is first-order, and so is the last one if it ends
-    at sigma = 0 or there are fewer than 15.
+    at sigma = 0 or the steps are few (`Schedule.first_order_end`).
 
     Args:
         denoise: the (guided) denoiser.
@@ -47,7 +45,7 @@ def sample(
     for i, (t, alpha, sigma, next_alpha, next_sigma) in enumerate(schedule.pairs()):
         x0 = denoise(x, x.new_full((len(x),), t)).x0
         h = _log_ratio(next_alpha, next_sigma) - _log_ratio(alpha, sigma)
-        last = i == len(schedule) - 1 and (next_sigma == 0 or len(schedule) < FEW_STEPS)
+        last = i == len(schedule) - 1 and schedule.first_order_end
         data = x0
         if previous is not None and not last:
             # 1/(2 r) with r = previous_h / h. A path that starts at alpha = 0 has an infinite

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gesso.diffusion.denoiser import Denoiser
-from gesso.diffusion.schedules import make_schedule
+from gesso.diffusion.schedules import Schedule
 from gesso.types import Cond, Denoise, Denoised
 
 
@@ -18,7 +18,7 @@ def guide(
     null: Cond,
     *,
     guidance_scale: float,
-    num_inference_steps: int,
+    schedule: Schedule,
     rescale: float = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Denoise:
@@ -32,7 +32,7 @@ def guide(
         cond: B rows.
         null: B rows, the unconditional or negative branch.
         guidance_scale: 1 is conditional only, 0 is null only, 4.5 is PixArt's.
-        num_inference_steps: N of the schedule, which `interval` refers to.
+        schedule: the N steps that will be taken, which `interval` refers to.
         rescale: phi in 0..1 of Lin et al. 2023, eq. 15-16: how far each picture's prediction is
             brought back to the standard deviation of the conditional one.
         interval: guide only steps whose share i/N lies in [start, end) (Kynkaanniemi et al. 2024).
@@ -41,7 +41,7 @@ def guide(
     if guidance_scale == 1:
         return conditional
     both = Cond.cat([cond, null])
-    latest, earliest = _guided_times(denoiser, num_inference_steps, interval)
+    latest, earliest = _guided_times(schedule, interval)
     everywhere = latest == math.inf and earliest == -math.inf
 
     def guided(x: Tensor, t: Tensor) -> Denoised:
@@ -61,13 +61,10 @@ def guide(
     return guided
 
 
-def _guided_times(
-    denoiser: Denoiser, num_inference_steps: int, interval: tuple[float, float]
-) -> tuple[float, float]:
+def _guided_times(schedule: Schedule, interval: tuple[float, float]) -> tuple[float, float]:
     """Bounds on t, halfway between the last step outside the interval and the first one inside."""
-    times = make_schedule(denoiser.path, num_inference_steps).t.tolist()
-    start, end = (round(share * num_inference_steps) for share in interval)
+    times, n = schedule.t.tolist(), len(schedule)
+    start, end = (round(share * n) for share in interval)
     latest = math.inf if start <= 0 else (times[start - 1] + times[start]) / 2
-    inside_to_the_end = end >= num_inference_steps
-    earliest = -math.inf if inside_to_the_end else (times[max(end, 1) - 1] + times[end]) / 2
+    earliest = -math.inf if end >= n else (times[max(end, 1) - 1] + times[end]) / 2
     return latest, earliest
