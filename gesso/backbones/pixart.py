@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gesso.config import Config as BaseConfig
 from gesso.nn.attention import CrossAttention, SelfAttention, mask_bias
 from gesso.nn.init import normal_, zero_
+from gesso.nn.kv_compress import CompressedSelfAttention
 from gesso.nn.mlp import Mlp
 from gesso.nn.modulation import modulated_norm
 from gesso.nn.patch import PatchEmbed, unpatchify
@@ -41,6 +42,8 @@ class Config(BaseConfig):
     null_tokens: int = Field(default=0, ge=0)  # rows of the learned null caption; 0: none
     base_size: int = Field(default=8, ge=1)  # side of the training grid in tokens
     interpolation_scale: float = Field(default=1.0, gt=0)  # of positions
+    kv_compress: int = Field(default=1, ge=1)  # Sigma's pooling of keys and values, per side
+    kv_blocks: list[int] = Field(default_factory=list)  # where; Sigma at 2K: blocks 14 to 27
     # Initial standard deviation of the caption, time and modulation MLPs. PixArt's 0.02 keeps unit
     # variance at its widths (4096, 1152); narrow models learn to read sooner with width**-0.5.
     init_std: float = Field(default=0.02, gt=0)
@@ -59,6 +62,14 @@ SIZES: dict[str, Config] = {
     "sigma-512": Config(**_XL, null_tokens=300, base_size=32),
     "sigma-1024": Config(**_XL, null_tokens=300, base_size=64, interpolation_scale=2),
     "sigma-2k": Config(**_XL, null_tokens=300, base_size=128, interpolation_scale=4),
+    "sigma-2k-kv": Config(
+        **_XL,
+        null_tokens=300,
+        base_size=128,
+        interpolation_scale=4,
+        kv_compress=2,
+        kv_blocks=list(range(14, 28)),
+    ),
 }
 """Published sizes by name. Each XL has 610,856,096 parameters (xl-1024: 611,349,152) besides the
 null caption, null_tokens x 4096, which the authors keep as a buffer and gesso as a parameter."""
@@ -83,19 +94,27 @@ class CaptionEmbedder(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention to the text, MLP (PixArt, figure 4)."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, compression: int = 1) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.randn(6, dim) * dim**-0.5)
-        self.attn = SelfAttention(dim, num_heads)
+        self.compressed = compression > 1
+        self.attn: nn.Module = (
+            CompressedSelfAttention(dim, num_heads, compression)
+            if self.compressed
+            else SelfAttention(dim, num_heads)
+        )
         self.cross_attn = CrossAttention(dim, num_heads)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)
 
-    def forward(self, x: Tensor, text: Tensor, bias: Tensor | None, t: Tensor) -> Tensor:
-        """x [B, N, D], text [B, L, D], bias [B, 1, 1, L], t [B, 6, D] -> [B, N, D]."""
+    def forward(
+        self, x: Tensor, text: Tensor, bias: Tensor | None, t: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        """x [B, N, D] on a grid, text [B, L, D], bias [B, 1, 1, L], t [B, 6, D] -> [B, N, D]."""
         # adaLN-single: one MLP of the timestep for all blocks, plus a table of the block's own.
         modulation = (self.scale_shift_table + t).chunk(6, dim=1)  # 6 of [B, 1, D]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
-        x = x + gate1 * self.attn(modulated_norm(x, shift1, scale1))
+        y = modulated_norm(x, shift1, scale1)
+        x = x + gate1 * (self.attn(y, grid) if self.compressed else self.attn(y))
         x = x + self.cross_attn(x, text, bias)  # neither norm nor gate
         return x + gate2 * self.mlp(modulated_norm(x, shift2, scale2))
 
@@ -130,6 +149,11 @@ class PixArt(nn.Module):
                 f"pixart: micro_conditions need a hidden_size divisible by 3, not {dim}:"
                 " change it or turn them off."
             )
+        if unknown := [i for i in config.kv_blocks if not 0 <= i < config.depth]:
+            raise GessoError(
+                f"pixart: kv_blocks names the blocks {unknown}, but there are 0 to"
+                f" {config.depth - 1}: change it."
+            )
         self.config = config
         self.in_channels, self.patch_size = config.in_channels, p
         out_channels = config.in_channels * (2 if config.learn_sigma else 1)
@@ -141,7 +165,13 @@ class PixArt(nn.Module):
             self.csize_embedder = ScalarEmbedder(dim // 3, std)
             self.ar_embedder = ScalarEmbedder(dim // 3, std)
         self.blocks = nn.ModuleList(
-            Block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+            Block(
+                dim,
+                config.num_heads,
+                config.mlp_ratio,
+                config.kv_compress if i in config.kv_blocks else 1,
+            )
+            for i in range(config.depth)
         )
         self.final_layer = FinalLayer(dim, p * p * out_channels)
 
@@ -176,7 +206,7 @@ class PixArt(nn.Module):
         text = self.y_embedder(cond.tokens.to(dtype))  # [B, L, D]
         bias = None if cond.mask is None else mask_bias(cond.mask, text.dtype)
         for block in self.blocks:
-            tokens = block(tokens, text, bias, shared)
+            tokens = block(tokens, text, bias, shared, grid)
         out = unpatchify(self.final_layer(tokens, time), height, width, self.patch_size)
         if not config.learn_sigma:
             return Prediction(out)
