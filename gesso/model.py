@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "gesso.json"
 FORMAT = 1
+PARTS = frozenset({"image_encoder", "text_encoder", "backbone"})
 
 
 class Description(Config):
@@ -67,11 +68,11 @@ class Model:
     Attributes:
         description: what `gesso.json` says.
         image_encoder, text_encoder, backbone: the modules; the last two are None while an image
-            encoder is being trained on its own.
+            encoder is being trained on its own, and any that was not loaded is.
     """
 
     description: Description
-    image_encoder: Any
+    image_encoder: Any = None
     text_encoder: Any = None
     backbone: Any = None
 
@@ -92,24 +93,43 @@ class Model:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            return cls._build(description)
+            return cls.build(description)
 
     @classmethod
-    def _build(cls, description: Description) -> Model:
+    def build(
+        cls,
+        description: Description,
+        *,
+        parts: Collection[str] = PARTS,
+        backbone: nn.Module | None = None,
+    ) -> Model:
+        """Build the parts that a description names.
+
+        Args:
+            description: what to build; options that it leaves out are written into a copy.
+            parts: only these modules; the others are None.
+            backbone: the backbone, where it has been built already.
+
+        Raises:
+            GessoError: an unknown part or option.
+        """
         d = description.model_copy()
-        d.image_encoder = _complete("encoders.image", d.image_encoder)
-        image_encoder = build("encoders.image", d.image_encoder)
-        text_encoder = backbone = None
-        if d.text_encoder is not None:
+        image_encoder = text_encoder = None
+        if "image_encoder" in parts:
+            d.image_encoder = _complete("encoders.image", d.image_encoder)
+            image_encoder = build("encoders.image", d.image_encoder)
+        if d.text_encoder is not None and "text_encoder" in parts:
             d.text_encoder = _complete("encoders.text", d.text_encoder)
             text_encoder = build("encoders.text", d.text_encoder)
-        if d.backbone is not None:
+        if d.backbone is not None and "backbone" in parts:
             # Widths that follow from the encoders need not be written in a recipe.
-            implied = {"in_channels": image_encoder.channels}
+            implied = {}
+            if image_encoder is not None:
+                implied["in_channels"] = image_encoder.channels
             if text_encoder is not None:
                 implied["text_dim"] = text_encoder.dim
             d.backbone = _complete("backbones", implied | d.backbone)
-            backbone = build("backbones", d.backbone)
+            backbone = backbone or build("backbones", d.backbone)
         model = cls(d, image_encoder, text_encoder, backbone)
         model.description.encoder_fingerprints = {
             name: part.fingerprint()  # type: ignore[operator]
@@ -150,9 +170,9 @@ class Model:
 
     def trained(self) -> dict[str, nn.Module]:
         """The parts whose weights belong to this model; other encoders are named, not stored."""
-        if self.backbone is None:
+        if self.description.backbone is None:
             return {"image_encoder": self.image_encoder}
-        trained = {"backbone": self.backbone}
+        trained = {} if self.backbone is None else {"backbone": self.backbone}
         if self.text_encoder is not None and self.text_encoder.trainable:
             trained["text_encoder"] = self.text_encoder
         return trained
@@ -165,7 +185,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.image_encoder.parameters()).device
+        return next(p.device for part in self.parts().values() for p in part.parameters())
 
     def state(self) -> dict[str, Tensor]:
         """The trained parts' tensors, keys `part.tensor`."""
@@ -235,23 +255,31 @@ class Model:
         (folder / DESCRIPTION).write_text(json.dumps(described.model_dump(), indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Model:
+    def load(cls, folder: Path, parts: Collection[str] = PARTS) -> Model:
         """Load a checkpoint folder.
+
+        Args:
+            folder: with `model.safetensors` and `gesso.json`.
+            parts: only these modules; the others are None.
 
         Raises:
             GessoError: a file is missing, truncated or does not fit, or a frozen encoder is not
                 the one that the model was trained with.
         """
         description = read_description(folder)
-        state = read_tensors(folder / WEIGHTS)
+        if description.backbone is None:
+            parts = PARTS
+        left_out = PARTS - set(parts)
+        state = read_tensors(folder / WEIGHTS, lambda key: key.partition(".")[0] not in left_out)
         expected = dict(description.encoder_fingerprints)
-        model = cls._build(description)
+        model = cls.build(description, parts=parts)
         for name, found in model.description.encoder_fingerprints.items():
             if name in expected and expected[name] != found:
                 raise GessoError(
                     f"{folder} was trained with another {name} ({expected[name]}) than the one "
                     f"found here ({found}): restore that encoder's files."
                 )
+        model.description.encoder_fingerprints |= expected
         model.load_state(state, str(folder / WEIGHTS))
         return model
 
@@ -276,8 +304,12 @@ def read_description(folder: Path) -> Description:
     return validate(Description, values, str(file))
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file.
+def read_tensors(file: Path, wanted: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Args:
+        file: path.
+        wanted: told a key, whether to read it; default: every one.
 
     Raises:
         GessoError: the file is missing, truncated or no safetensors file.
@@ -286,7 +318,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise GessoError(f"{file} is missing: the model folder is incomplete.")
     try:
         with safe_open(file, framework="pt") as f:
-            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+            keys = [key for key in f.keys() if wanted is None or wanted(key)]  # noqa: SIM118
+            return {key: f.get_tensor(key) for key in keys}
     except (SafetensorError, OSError) as e:
         raise GessoError(
             f"{file} is truncated or not a safetensors file ({e}): copy or save it again."
