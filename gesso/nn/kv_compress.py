@@ -26,7 +26,7 @@ class CompressedSelfAttention(SelfAttention):
         nn.init.zeros_(self.sr.bias)  # type: ignore[arg-type]
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, grid: tuple[int, int], bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int], bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """x [B, N, dim], row-major on the grid (h, w); bias [B, 1, 1, M] or None -> [B, N, dim]."""
         q, k, v = self.qkv(x).chunk(3, dim=2)  # 3 of [B, N, dim]
         k, v = self._compress(torch.cat([k, v]), grid).chunk(2)  # 2 of [B, M, dim]

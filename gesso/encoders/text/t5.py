@@ -28,7 +28,8 @@ class Config(config.Config):
         subfolder: of `path`, where the weights are; "text_encoder" for a pipeline on the hub.
         tokenizer: where the tokenizer is, if not beside the weights.
         max_tokens: 120 for PixArt-alpha, 300 for PixArt-Sigma.
-        clean: "alpha" cleans and lower-cases prompts as PixArt-alpha does; Sigma reads them raw.
+        clean: "lower" lower-cases prompts and strips blanks, as diffusers' pipelines do; "alpha"
+            also removes mark-up, as PixArt-alpha's authors do; Sigma's read them raw ("none").
         dtype: of the weights; T5 overflows in float16.
     """
 
@@ -36,7 +37,7 @@ class Config(config.Config):
     subfolder: str | None = None
     tokenizer: str | None = None
     max_tokens: int = Field(default=120, ge=2)
-    clean: Literal["none", "alpha"] = "none"
+    clean: Literal["none", "lower", "alpha"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -53,8 +54,15 @@ def build(options: Config) -> FrozenTextEncoder:
     )
     if options.clean == "none":
         return FrozenTextEncoder(encoder, tokenizer, options.max_tokens)
+    if options.clean == "lower":
+        return FrozenTextEncoder(encoder, tokenizer, options.max_tokens, lower, "lower")
     cleaning = "alpha, ftfy" if importlib.util.find_spec("ftfy") else "alpha"
     return FrozenTextEncoder(encoder, tokenizer, options.max_tokens, clean_caption, cleaning)
+
+
+def lower(text: str) -> str:
+    """In lower case, without blanks around it."""
+    return text.lower().strip()
 
 
 def clean_caption(text: str) -> str:

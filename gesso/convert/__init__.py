@@ -1,0 +1,1 @@
+"""Published checkpoints to gesso models and back. One file per family of models."""

@@ -1,0 +1,344 @@
+"""Published weights as a gesso model: finding their files, and putting the parts together.
+
+found = find("PixArt-alpha/PixArt-XL-2-1024-MS")    # or a folder, or a file: nothing is read yet
+model = found.load()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gesso.backbones.pixart import Config as PixArtConfig
+from gesso.backbones.pixart import PixArt
+from gesso.config import DiffusionConfig, SampleConfig
+from gesso.convert import checkpoint, hub, pixart
+from gesso.convert.checkpoint import WEIGHT_SUFFIXES, Checkpoint, read_json
+from gesso.convert.families import name_family
+from gesso.encoders._weights import fingerprint
+from gesso.model import PARTS, Description, Model
+from gesso.types import GessoError
+
+Dtype = Literal["float32", "bfloat16"]
+
+METADATA = "gesso"  # key under which converted files carry the network's options as JSON
+MARKERS = ("t_block.1.weight", "adaln_single.linear.weight")
+PIPELINES: dict[str, pixart.Family] = {
+    "PixArtAlphaPipeline": "alpha",
+    "PixArtSigmaPipeline": "sigma",
+}
+TRANSFORMERS = ("PixArtTransformer2DModel", "Transformer2DModel")
+MAX_TOKENS: dict[pixart.Family, int] = {"alpha": 120, "sigma": 300}
+
+
+@dataclass
+class Network:
+    """A PixArt network read from published files.
+
+    Attributes:
+        state: tensors in gesso's names, of the files' dtype.
+        config: the network's options.
+        family: "alpha" or "sigma"; None where nothing tells.
+        format: of the files.
+        where: the file or folder.
+    """
+
+    state: dict[str, Tensor]
+    config: PixArtConfig
+    family: pixart.Family | None
+    format: pixart.Format
+    where: str
+    notes: list[str] = field(default_factory=list)
+
+    def build(self, dtype: torch.dtype | None = None) -> PixArt:
+        """The network with these weights, cast to `dtype` if given; in evaluation mode.
+
+        Raises:
+            GessoError: a tensor is missing, unknown or of another shape (names the first few).
+        """
+        with torch.device("meta"):
+            network = PixArt(self.config)
+        own = network.state_dict()
+        for problem, keys in (
+            ("lacks the tensors", own.keys() - self.state.keys()),
+            ("has the tensors", self.state.keys() - own.keys()),
+        ):
+            if keys:
+                known = "" if problem.startswith("lacks") else ", which no PixArt has"
+                raise GessoError(
+                    f"{self.where} {problem} {pixart.first(keys)}{known}: it is incomplete or of"
+                    " another architecture."
+                )
+        for key, value in self.state.items():
+            if value.shape != own[key].shape:
+                raise GessoError(
+                    f"{self.where}: {key} has shape {tuple(value.shape)} where this PixArt has"
+                    f" {tuple(own[key].shape)}: it is corrupt or of another architecture."
+                )
+        network.load_state_dict({k: v.to(dtype) for k, v in self.state.items()}, assign=True)
+        return network.eval()
+
+
+@dataclass
+class Published:
+    """Files of published weights, found but not read.
+
+    Attributes:
+        source: as the user wrote it.
+        files: of the transformer; shards of one checkpoint.
+        root: the folder of the pipeline, None for lone weights.
+        hints: what is known besides the tensors.
+        scheduler: diffusers' config of the scheduler, {} without one.
+        vae, text_encoder: folders; None where there is none.
+        tokenizer: folder, None where there is none.
+        clean: how captions are cleaned (`gesso.encoders.text.t5`); None: the family's default.
+    """
+
+    source: str
+    files: list[Path]
+    root: Path | None = None
+    hints: pixart.Hints = field(default_factory=pixart.Hints)
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    vae: Path | None = None
+    text_encoder: Path | None = None
+    tokenizer: Path | None = None
+    clean: str | None = None
+
+    def weight_files(self) -> dict[str, list[Path]]:
+        """The files of weights of each part, by the names that `Model.parts` uses."""
+        found = {"backbone": self.files}
+        for name, folder in (("image_encoder", self.vae), ("text_encoder", self.text_encoder)):
+            found[name] = checkpoint.weight_files(folder) if folder else []
+        return found
+
+    def network(self) -> Network:
+        """Read the transformer.
+
+        Raises:
+            GessoError: unreadable, of another family, or not told apart by its tensors.
+        """
+        where = str(self.files[0] if len(self.files) == 1 else self.files[0].parent)
+        raw = checkpoint.read(self.files, where)
+        found = checkpoint.strip_prefix(raw, MARKERS)
+        return network_of(found, self.hints)
+
+    def load(self, parts: Collection[str] = PARTS, dtype: Dtype = "float32") -> Model:
+        """The model.
+
+        Args:
+            parts: some of `gesso.model.PARTS`; the others are None in the model.
+            dtype: of the transformer's and the text encoder's weights, and of the contract.
+
+        Raises:
+            GessoError: a part has no files (says which argument gives it), or does not fit.
+        """
+        vae, text = self._encoders()
+        network = self.network()
+        family = pixart.need_family(network.family, network.config, network.where)
+        config = network.config
+        backbone = network.build(getattr(torch, dtype))
+        factor = 2 ** (len(read_json(vae / "config.json").get("block_out_channels", [0] * 4)) - 1)
+        text_spec = {
+            "name": "t5",
+            "path": str(text),
+            "tokenizer": str(self.tokenizer or text),
+            "max_tokens": MAX_TOKENS[family],
+            "clean": self.clean or self._cleaning(network.format, family),
+            "dtype": dtype,
+        }
+        description = Description(
+            name=Path(self.source).name,
+            fingerprint=fingerprint("pixart", network.state),
+            image_encoder={"name": "kl", "path": str(vae)},
+            text_encoder=text_spec,
+            backbone={"name": "pixart", **config.model_dump()},
+            diffusion=DiffusionConfig(),
+            sample=self._contract(network, config.base_size * config.patch_size * factor, dtype),
+        )
+        return Model.build(description, backbone=backbone, parts=parts)
+
+    def _encoders(self) -> tuple[Path, Path]:
+        """Folders of the autoencoder and the text encoder, checked to be complete."""
+        for what, argument, flag, folder in (
+            ("autoencoder", "vae", "--vae", self.vae),
+            ("text encoder", "text_encoder", "--text-encoder", self.text_encoder),
+        ):
+            if folder is None:
+                raise GessoError(
+                    f"{self.source} comes without {_a(what)}: give a folder or hub id with"
+                    f" {argument}=... ({flag})."
+                )
+            if not checkpoint.weight_files(folder):
+                raise GessoError(
+                    f"{folder} holds no weights of {_a(what)}: complete the download, or give"
+                    f" another with {argument}=... ({flag})."
+                )
+        assert self.vae is not None and self.text_encoder is not None
+        if self.tokenizer is None and not _has_tokenizer(self.text_encoder):
+            raise GessoError(
+                f"There is no tokenizer beside the text encoder {self.text_encoder}: give a folder"
+                " that has both with text_encoder=... (--text-encoder)."
+            )
+        return self.vae, self.text_encoder
+
+    def _cleaning(self, format: pixart.Format, family: pixart.Family) -> str:
+        # diffusers lower-cases every prompt, and so do the authors for alpha; Sigma reads it raw.
+        return "none" if format == "original" and family == "sigma" else "lower"
+
+    def _contract(self, network: Network, side: int, dtype: Dtype) -> SampleConfig:
+        """The defaults of the software that the files belong to: the authors' or diffusers'."""
+        contract = SampleConfig(height=side, width=side, dtype=dtype)
+        if side in (256, 512, 1024, 2048):
+            contract.bucket_size = side
+        if network.format == "original":
+            contract.spacing, contract.final = "continuous", "sigma_min"
+            if network.config.null_tokens:
+                contract.null = "learned"
+        elif contract.bucket_size is not None:
+            contract.use_resolution_binning = True
+        if self.scheduler.get("_class_name") == "LCMScheduler":
+            contract.sampler, contract.spacing, contract.final = "lcm", "lcm", "zero"
+            contract.num_inference_steps, contract.guidance_scale = 4, 1.0
+        elif self.scheduler.get("final_sigmas_type") == "sigma_min":
+            contract.final = "sigma_min"
+        return contract
+
+
+def network_of(found: Checkpoint, hints: pixart.Hints) -> Network:
+    """A PixArt network from tensors whose prefix is stripped.
+
+    Raises:
+        GessoError: they are of another family (says of which), or do not tell the variant.
+    """
+    format = pixart.format_of(found.tensors)
+    other = name_family(found.tensors)
+    if format is None or (other and "PixArt" in other):
+        what = f"is {other}" if other else "has none of a PixArt's tensors"
+        raise GessoError(f"{found.where} {what}, not the weights of a PixArt transformer.")
+    if METADATA in found.metadata:
+        hints.saved = PixArtConfig.model_validate_json(found.metadata[METADATA])
+    positions = found.tensors.get(pixart.POSITIONS)
+    convert = pixart.from_diffusers if format == "diffusers" else pixart.from_original
+    state = convert(found.tensors)
+    config, family = pixart.identify(state, positions, hints, found.where)
+    return Network(state, config, family, format, found.where, found.notes)
+
+
+def find(
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    clean: str | None = None,
+) -> Published:
+    """The files of published weights.
+
+    Args:
+        source: a weight file, a diffusers folder (pipeline or transformer alone), a hub id, or
+            ORG/NAME/FILE for one file of a hub repository. What lies in the hub's cache needs no
+            network.
+        variant: a name of `gesso.backbones.pixart.SIZES`, where the tensors cannot tell.
+        vae, text_encoder: folder or hub id, of a part or of a pipeline that has it; takes the
+            place of the source's own.
+        clean: none, lower or alpha; default: as the software that the files belong to.
+
+    Raises:
+        GessoError: nothing there, a pipeline of another family, an incomplete download.
+    """
+    given = (["vae"] if vae else []) + (["text_encoder", "tokenizer"] if text_encoder else [])
+    path = hub.resolve(source, parts=[p for p in hub.PARTS if p not in given])
+    found = Published(str(source), [], clean=clean)
+    found.hints.variant = variant
+    if path.is_file():
+        found.files = [path]
+    else:
+        _look_into(path, found)
+    if vae is not None:
+        found.vae = _part(vae, "vae")
+    if text_encoder is not None:
+        found.text_encoder = _part(text_encoder, "text_encoder")
+        found.tokenizer = _tokenizer_of(found.text_encoder)
+    return found
+
+
+def _look_into(folder: Path, found: Published) -> None:
+    """Fill in what a folder holds: a pipeline, a transformer or one weight file."""
+    index = folder / "model_index.json"
+    if index.is_file() or (folder / "transformer").is_dir():
+        found.root = folder
+        name = read_json(index).get("_class_name", "") if index.is_file() else ""
+        if name and name not in PIPELINES:
+            raise GessoError(f"{folder} is a {name}, not a PixArt pipeline.")
+        found.hints.family = PIPELINES.get(name)
+        if (folder / "scheduler" / "scheduler_config.json").is_file():
+            found.scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+            _check_noise(found.scheduler, folder)
+        for part in ("vae", "text_encoder", "tokenizer"):
+            if (folder / part).is_dir():
+                setattr(found, part, folder / part)
+        folder = folder / "transformer"
+    if (folder / "config.json").is_file():
+        found.hints.transformer = read_json(folder / "config.json")
+        name = found.hints.transformer.get("_class_name", "")
+        if name not in TRANSFORMERS:
+            raise GessoError(f"{folder} is a {name or 'model without a class'}, not a PixArt.")
+        found.files = checkpoint.weight_files(folder)
+        if not found.files:
+            raise GessoError(f"{folder} is half-downloaded: it has no weights; download it again.")
+        return
+    files = sorted(p for p in folder.glob("*") if p.suffix in WEIGHT_SUFFIXES)
+    if found.root is not None:
+        raise GessoError(f"{found.root} is half-downloaded: it has no transformer/config.json.")
+    if len(files) != 1:
+        what = f"{len(files)} weight files" if files else "no weights"
+        raise GessoError(
+            f"{folder} is neither a gesso model nor a diffusers pipeline, and holds {what}: name a"
+            " file or another folder."
+        )
+    found.files = files
+
+
+def _check_noise(scheduler: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a scheduler with another noise than PixArt's."""
+    ours = {
+        "beta_schedule": "linear",
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "prediction_type": "epsilon",
+        "num_train_timesteps": 1000,
+    }
+    for key, value in ours.items():
+        if scheduler.get(key, value) != value:
+            raise GessoError(
+                f"{folder}: its scheduler has {key} {scheduler[key]}, PixArt's is {value}: gesso"
+                " cannot paint with it."
+            )
+
+
+def _part(source: str | Path, name: str) -> Path:
+    """The folder of an encoder that was named by itself or by a pipeline that has it."""
+    path = hub.resolve(source, parts=[name, name.replace("text_encoder", "tokenizer")])
+    if (path / name / "config.json").is_file():
+        return path / name
+    if (path / "config.json").is_file():
+        return path
+    raise GessoError(f"{source} holds no {name}: it has neither config.json nor {name}/.")
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / n).is_file() for n in ("tokenizer.json", "spiece.model"))
+
+
+def _tokenizer_of(encoder: Path) -> Path | None:
+    beside = encoder.parent / encoder.name.replace("text_encoder", "tokenizer")
+    return next((p for p in (encoder, beside) if _has_tokenizer(p)), None)
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
