@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load"]
 
 
-def load(path: str | None = None, *, dtype: Any = None, device: Any = None) -> Pipeline:
-    """Load a model into a pipeline: see `gesso.pipeline.load`."""
-    from gesso.pipeline import load as load_pipeline
+def load(path: Any = None, **options: Any) -> Pipeline:
+    """Load a model into a pipeline: see `gesso.loading.load`."""
+    from gesso.loading import load as load_pipeline
 
-    return load_pipeline(path, dtype=dtype, device=device)
+    return load_pipeline(path, **options)

@@ -14,8 +14,8 @@ import numpy as np
 from gesso import report
 from gesso.config import Recipe, load_recipe
 from gesso.evals.scenes import evaluate_model
+from gesso.loading import find
 from gesso.model import Model
-from gesso.pipeline import find
 from gesso.train.run import encode_recipe, grid_columns, train_recipe, with_vocabulary
 from gesso.types import GessoError
 
@@ -210,7 +210,7 @@ def _frames(run: Path, recipe: Recipe) -> list[dict[str, Any]]:
 
 def _failures(run: Path, scores: dict[str, Any], most: int = 6) -> list[dict[str, str]]:
     """Some pictures that were judged wrong, painted again, with the judge's reasons."""
-    from gesso.pipeline import load
+    from gesso.loading import load
 
     chosen: dict[str, dict[str, Any]] = {}
     for failure in scores["failures"]:

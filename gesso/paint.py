@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gesso.pipeline import Pipeline, PipelineOutput, load, picture_metadata, read_png, save_png
+from gesso.loading import load
+from gesso.pipeline import Pipeline, PipelineOutput
+from gesso.png import read_png, save_png
 from gesso.progress import steps_bar
 from gesso.types import GessoError
 
@@ -113,5 +115,19 @@ def _write(pipe: Pipeline, output: PipelineOutput, out: Path, negative: str | No
         slug = re.sub(r"[^a-z0-9]+", "-", output.prompts[0].lower()).strip("-")[:60] or "anything"
         files = [out / f"{slug}-{seed}.png" for seed in output.seeds]
     for i, file in enumerate(files):
-        save_png(output.images[i], file, picture_metadata(pipe, output, i, negative))
+        save_png(output.images[i], file, _metadata(pipe, output, i, negative))
     return files
+
+
+def _metadata(
+    pipe: Pipeline, output: PipelineOutput, i: int, negative: str | None
+) -> dict[str, Any]:
+    """What a painted PNG carries: all that is needed to paint it again."""
+    return {
+        "prompt": output.prompts[i],
+        "negative_prompt": negative,
+        "seed": output.seeds[i],
+        "model": pipe.source,
+        "fingerprint": pipe.model.description.fingerprint,
+        "contract": output.contract.model_dump(),
+    }

@@ -3,37 +3,41 @@
     pipe = gesso.load()                       # the model that ships with gesso
     image = pipe("a red circle left of a blue square", seed=1).images[0]
 
-A picture depends on its own prompt and seed only: noise comes from one CPU generator per picture,
-and samplers keep their state in float32.
+A picture depends on its own prompt and seed only: noise comes from one generator per picture, and
+samplers keep their state in float32.
+
+Dims: N pictures, n of them in a batch, H x W pixels, C latent channels, h, w latent size.
 """
 
 from __future__ import annotations
 
-import json
+import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gesso.config import SampleConfig, module, nearest, validate
-from gesso.diffusion.noise import draw_noise
-from gesso.diffusion.schedules import make_schedule
-from gesso.model import DESCRIPTION, Model
+from gesso.config import SampleConfig, module, resolve, validate
+from gesso.data.buckets import Size, assign, published_table
+from gesso.diffusion.noise import Generators, draw_noise
+from gesso.diffusion.schedules import Schedule, make_schedule
+from gesso.model import Model
+from gesso.repaint import Canvas, fitting_size, keep_unmasked, make_canvas, resize_and_crop
 from gesso.samplers.guidance import guide
-from gesso.types import Cond, Denoise, GessoError
+from gesso.types import Cond, GessoError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from gesso.repaint import Picture
 
-ASSETS = Path(__file__).parent / "assets"
-DEFAULT = "scenes"
 OutputType = Literal["pil", "np", "pt", "latent"]
+Texts = tuple[Cond, Cond | None, Tensor]
+"""Prompts, negative prompts as far as they are needed, and [n] bool: which of them are typed."""
+FAR = 1.15  # a side so many times longer or shorter than its bucket's lies beyond the buckets
 
 
 @dataclass
@@ -46,12 +50,14 @@ class PipelineOutput:
             [N, C, h, w] normalised latents ("latent").
         prompts, seeds: N each; a seed is None where the caller gave a generator or latents.
         contract: the settings that made them.
+        strength: how far a given picture was painted over; None without one.
     """
 
     images: Any
     prompts: list[str]
     seeds: list[int | None]
     contract: SampleConfig
+    strength: float | None = None
 
 
 class Pipeline:
@@ -60,15 +66,24 @@ class Pipeline:
     Args:
         model: the model; its modules are put into eval mode.
         source: where it came from, for messages and picture metadata.
+        read: loads parts of the same model; then `model` needs to hold its image encoder only, and
+            every call loads text encoder and backbone in turn and never has both in memory.
     """
 
-    def __init__(self, model: Model, source: str = "") -> None:
-        if model.backbone is None or model.text_encoder is None:
+    def __init__(
+        self,
+        model: Model,
+        source: str = "",
+        read: Callable[[Collection[str]], Model] | None = None,
+    ) -> None:
+        described = model.description
+        if described.backbone is None or described.text_encoder is None:
             raise GessoError(
                 f"{source or model.name} holds an image encoder only: give a text-to-image model."
             )
         self.model = model
         self.source = source
+        self._read = read
         for part in model.parts().values():
             part.eval()
 
@@ -78,14 +93,19 @@ class Pipeline:
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] | None = None,
         *,
+        image: Picture | Sequence[Picture] | None = None,
+        mask_image: Picture | Sequence[Picture] | None = None,
+        strength: float | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        use_resolution_binning: bool | None = None,
         output_type: OutputType = "pil",
         batch_size: int = 16,
         callback: Callable[[int, int], None] | None = None,
@@ -95,19 +115,29 @@ class Pipeline:
         Args:
             prompt: one prompt or several; "" paints without a condition.
             negative_prompt: takes the place of the empty prompt in guidance; one, or one a prompt.
-            height, width: in pixels; default: the model's contract.
-            num_inference_steps, guidance_scale: default: the model's contract.
+            image: a picture to paint over, for all or one a prompt: PIL, or [H, W, 3] uint8. It is
+                resized until it covers height and width, and its centre is cut out.
+            mask_image: of the picture's size; white is painted over, black stays as it is.
+            strength: in (0, 1], how much is painted over: of the steps, the last
+                int(steps x strength) run, and 1 begins with noise. Default: 0.8, with a mask 1.
+            height, width: in pixels; default: the model's contract, or what suits the picture.
+            num_inference_steps, guidance_scale: default: the model's contract. A guidance scale of
+                1 or less is no guidance.
+            timesteps: these times instead of num_inference_steps.
             num_images_per_prompt: pictures a prompt.
             seed: of the first picture, picture i gets seed + i; or one seed a picture.
                 Default: drawn at random and reported.
             generator: instead of seeds: one for all pictures in turn, or one a picture.
             latents: [N, C, h, w] starting noise instead of drawn noise.
+            use_resolution_binning: paint in the bucket nearest in aspect, then resize and crop to
+                height and width. Default: the model's contract.
             output_type: see `PipelineOutput.images`.
             batch_size: pictures painted at a time; does not change them.
             callback: called as (steps done, steps in all) over the whole call.
 
         Raises:
-            GessoError: no prompt, a size that the model cannot paint, a count that does not match.
+            GessoError: no prompt, a size that the model cannot paint, a count that does not match,
+                a mask without a picture or of another size.
         """
         prompts = [p for p in _as_list(prompt) for _ in range(num_images_per_prompt)]
         n = len(prompts)
@@ -119,100 +149,192 @@ class Pipeline:
             "width": width,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            "use_resolution_binning": use_resolution_binning,
+            "timesteps": None if timesteps is None else tuple(timesteps),
         }
-        changed = {k: v for k, v in changes.items() if v is not None}
-        contract = validate(
-            SampleConfig, self.model.sample.model_dump() | changed, "The generation contract"
-        )
-        shape = self._latent_shape(contract.height, contract.width)
-        seeds, noise = _starting_noise(n, shape, seed, generator, latents)
+        changed: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
+        known = self.model.sample
+        if timesteps is None and known.timesteps and num_inference_steps:
+            # Steps that were asked for replace times that the contract gives outright.
+            kept = known.timesteps if len(known.timesteps) == num_inference_steps else None
+            changed["timesteps"] = kept
+        contract = validate(SampleConfig, known.model_dump() | changed, "The generation contract")
+        if strength is not None and image is None:
+            raise GessoError("A strength says how far a picture is painted over: give an image.")
+        if mask_image is not None and image is None:
+            raise GessoError("A mask says which parts of a picture to paint over: give an image.")
+        canvas = None
+        if image is not None:
+            if strength is None:
+                strength = 0.8 if mask_image is None else 1.0
+            given = height is not None or width is not None
+
+            def size(found: Size) -> Size:
+                if not given:
+                    contract.height, contract.width = self._fitting(found, contract)
+                return self._painted(contract)
+
+            canvas = make_canvas(
+                image, mask_image, size, self._to_latents, n, num_images_per_prompt
+            )
+        schedule = self._schedule(contract, 1.0 if strength is None else strength)
+        shape = self._latent_shape(*self._painted(contract))
+        self._warn_beyond_buckets(contract)
+        seeds, noise, generators = _starting_noise(n, shape, seed, generator, latents)
+        slices = [slice(i, i + batch_size) for i in range(0, n, batch_size)]
+
+        self._need("text_encoder")
         self._warn_if_truncated([*prompts, *(x for x in negatives if x)])
+        texts: Iterator[Texts] = (
+            self._texts(prompts[some], negatives[some], contract) for some in slices
+        )
+        if self._read is not None:
+            texts = iter(list(texts))
+            self._need("backbone")
 
         done = 0
-        total = -(-n // batch_size) * contract.num_inference_steps
 
         def step_done() -> None:
             nonlocal done
             done += 1
             if callback is not None:
-                callback(done, total)
+                callback(done, len(slices) * len(schedule))
 
         finished = []
-        for i in range(0, n, batch_size):
-            some = slice(i, i + batch_size)
-            x = self._paint(prompts[some], negatives[some], noise[some], contract, step_done)
-            finished.append(x if output_type == "latent" else self._decode(x))
-        return PipelineOutput(_output(torch.cat(finished), output_type), prompts, seeds, contract)
+        for some in slices:
+            over = None if canvas is None else canvas[some]
+            x = self._paint(
+                *next(texts), noise[some], generators[some], over, contract, schedule, step_done
+            )
+            finished.append(x if output_type == "latent" else self._decode(x, over, contract))
+        images = _output(torch.cat(finished), output_type)
+        return PipelineOutput(images, prompts, seeds, contract, strength)
 
     def _paint(
         self,
-        prompts: list[str],
-        negatives: list[str | None],
+        cond: Cond,
+        negative: Cond | None,
+        typed: Tensor,
         noise: Tensor,
+        generators: Generators,
+        canvas: Canvas | None,
         contract: SampleConfig,
+        schedule: Schedule,
         step_done: Callable[[], None],
     ) -> Tensor:
         """[n, C, h, w] noise -> latents."""
-        device = self.model.device
+        noise = noise.to(self.model.device)
+        x, latents, mask = noise, None, None
+        if canvas is not None:
+            latents, mask = canvas.latents, canvas.latent_mask
+            if not schedule.from_noise:
+                x = schedule.alpha[0].item() * latents + schedule.sigma[0].item() * noise
+        sample = module("samplers", contract.sampler).sample
+        with self._precision(contract):
+            denoise = guide(
+                self.model.denoiser(),
+                cond,
+                self._null(cond, negative, typed, contract),
+                guidance_scale=max(1.0, contract.guidance_scale),
+                rescale=contract.guidance_rescale,
+                interval=contract.guidance_interval,
+                schedule=schedule,
+            )
+            if latents is not None and mask is not None:
+                denoise = keep_unmasked(denoise, self.model.path, latents, noise, mask)
+            x = sample(denoise, x, schedule, generator=generators, callback=lambda *_: step_done())
+        return x if mask is None or latents is None else torch.where(mask.bool(), x, latents)
+
+    def _texts(
+        self, prompts: list[str], negatives: list[str | None], contract: SampleConfig
+    ) -> Texts:
+        """Encode the prompts of a batch."""
         with self._precision(contract):
             cond = self._encode(prompts, contract)
-            null = self._null(cond, negatives, contract)
-        schedule = make_schedule(
-            self.model.path,
-            contract.num_inference_steps,
-            contract.spacing,
-            contract.final,
-            timesteps=contract.timesteps,
-            original_inference_steps=contract.original_inference_steps,
-        )
-        denoise = guide(
-            self.model.denoiser(),
-            cond,
-            null,
-            guidance_scale=contract.guidance_scale,
-            rescale=contract.guidance_rescale,
-            interval=contract.guidance_interval,
-            schedule=schedule,
-        )
-
-        def in_precision(x: Tensor, t: Tensor) -> Any:
-            with self._precision(contract):
-                return denoise(x, t)
-
-        sample = module("samplers", contract.sampler).sample
-        wrapped: Denoise = in_precision
-        latents: Tensor = sample(
-            wrapped, noise.to(device), schedule, callback=lambda *_: step_done()
-        )
-        return latents
+            negative = None
+            if contract.guidance_scale > 1 and (contract.null == "empty" or any(negatives)):
+                negative = self._encode([text or "" for text in negatives], contract)
+        return cond, negative, torch.tensor([bool(text) for text in negatives])
 
     def _encode(self, prompts: list[str], contract: SampleConfig) -> Cond:
-        encoder = self.model.text_encoder
-        cond: Cond = encoder(encoder.prepare(prompts).to(self.model.device))
-        size = torch.tensor([[contract.height, contract.width]], dtype=torch.float32)
-        size = size.expand(len(prompts), 2).to(self.model.device)
+        encoder, device = self.model.text_encoder, self.model.device
+        cond: Cond = encoder(encoder.prepare(prompts).to(device)).to(device)
+        painted = torch.tensor([self._painted(contract)], dtype=torch.float32, device=device)
+        size = painted.expand(len(prompts), 2)
         return cond.replace(size=size, aspect=size[:, :1] / size[:, 1:])
 
-    def _null(self, cond: Cond, negatives: list[str | None], contract: SampleConfig) -> Cond:
+    def _null(
+        self, cond: Cond, negative: Cond | None, typed: Tensor, contract: SampleConfig
+    ) -> Cond:
         """The unconditional branch: the backbone's own, or text(negative prompt or "")."""
-        if contract.null == "learned" and not any(negatives):
-            null: Cond = self.model.backbone.null(cond)
-            return null
-        return self._encode([text or "" for text in negatives], contract)
+        if contract.guidance_scale <= 1:
+            return cond
+        if contract.null == "empty" and negative is not None:
+            return negative
+        learned: Cond = self.model.backbone.null(cond)
+        return (
+            learned if negative is None else negative.where(~typed.to(self.model.device), learned)
+        )
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _to_latents(self, pixels: Tensor) -> Tensor:
+        """[k, 3, H, W] in [-1, 1] -> [k, C, h, w], one picture at a time to spare memory."""
+        encoder, device = self.model.image_encoder, self.model.device
+        rows = [encoder.sample(encoder.encode(p[None].to(device))) for p in pixels]
+        return torch.cat(rows).float()
+
+    def _decode(self, latents: Tensor, canvas: Canvas | None, contract: SampleConfig) -> Tensor:
         """[n, C, h, w] latents -> [n, 3, H, W] in [0, 1], on the CPU."""
         pixels = self.model.image_encoder.decode(latents.float())
-        return ((pixels + 1) / 2).clamp(0, 1).cpu()
+        pixels = ((pixels + 1) / 2).clamp(0, 1).cpu()
+        if canvas is not None:
+            pixels = canvas.composite(pixels)
+        return resize_and_crop(pixels, (contract.height, contract.width))
 
     def _precision(self, contract: SampleConfig) -> Any:
         if contract.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
 
+    def _schedule(self, contract: SampleConfig, strength: float) -> Schedule:
+        if contract.sampler == "lcm" and not (
+            contract.timesteps or contract.spacing.startswith("lcm")
+        ):
+            raise GessoError(
+                f"The sampler lcm visits the times that it was distilled on, not {contract.spacing}"
+                " ones: set sample.spacing to lcm or lcm_reference."
+            )
+        return make_schedule(
+            self.model.path,
+            contract.num_inference_steps,
+            contract.spacing,
+            contract.final,
+            timesteps=contract.timesteps,
+            original_inference_steps=contract.original_inference_steps,
+            strength=strength,
+        )
+
+    # Sizes.
+
+    def _multiple(self) -> int:
+        """Pixels a patch of the backbone covers along each side."""
+        spec = self.model.description.backbone
+        assert spec is not None  # checked at the start
+        return int(self.model.image_encoder.factor * resolve("backbones", spec)[1].patch_size)
+
+    def _painted(self, contract: SampleConfig) -> Size:
+        """(H, W) that is painted: the contract's, or the bucket nearest to it in aspect."""
+        size = (contract.height, contract.width)
+        if contract.use_resolution_binning and contract.bucket_size and min(size) > 0:
+            return assign(*size, published_table(contract.bucket_size))
+        return size
+
+    def _fitting(self, picture: Size, contract: SampleConfig) -> Size:
+        """(H, W) for a picture whose painted size was left open."""
+        table = published_table(contract.bucket_size) if contract.bucket_size else None
+        return fitting_size(picture, contract.height * contract.width, self._multiple(), table)
+
     def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        encoder, backbone = self.model.image_encoder, self.model.backbone
-        multiple = encoder.factor * backbone.patch_size
+        encoder, multiple = self.model.image_encoder, self._multiple()
         for name, value in (("height", height), ("width", width)):
             if value < multiple or value % multiple:
                 near = max(multiple, round(value / multiple) * multiple)
@@ -221,6 +343,18 @@ class Pipeline:
                     f"this model's patch: try {near}."
                 )
         return encoder.channels, height // encoder.factor, width // encoder.factor
+
+    def _warn_beyond_buckets(self, contract: SampleConfig) -> None:
+        if contract.bucket_size is None:
+            return
+        size = self._painted(contract)
+        near = assign(*size, published_table(contract.bucket_size))
+        if any(max(a / b, b / a) > FAR for a, b in zip(size, near, strict=True)):
+            warnings.warn(
+                f"{size[0]}x{size[1]} is far from the sizes that this model was trained on, of "
+                f"which {near[0]}x{near[1]} is the nearest: pictures may be poor.",
+                stacklevel=3,
+            )
 
     def _warn_if_truncated(self, prompts: list[str]) -> None:
         encoder = self.model.text_encoder
@@ -235,101 +369,17 @@ class Pipeline:
                     stacklevel=3,
                 )
 
+    # Memory.
 
-def load(path: str | Path | None = None, *, dtype: Any = None, device: Any = None) -> Pipeline:
-    """Load a model into a pipeline.
-
-    Args:
-        path: a checkpoint folder, a run folder (its newest checkpoint) or the name of a shipped
-            model; default: the shipped one.
-        dtype: torch.float32 or torch.bfloat16 for the denoiser; default: the model's contract.
-        device: default: CUDA where there is one, else the CPU.
-
-    Raises:
-        GessoError: no such model, or its files are incomplete, truncated or do not fit.
-    """
-    folder = find(path)
-    model = Model.load(folder)
-    if dtype is not None:
-        name = str(dtype).removeprefix("torch.")
-        if name not in ("float32", "bfloat16"):
-            raise GessoError(f"The dtype {name} is not supported: use float32 or bfloat16.")
-        model.sample.dtype = name  # type: ignore[assignment]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Pipeline(model.to(device), source=str(path or DEFAULT))
-
-
-def find(path: str | Path | None) -> Path:
-    """The checkpoint folder that a name or path means.
-
-    Raises:
-        GessoError: no such model (names the shipped ones), or a run without a checkpoint yet.
-    """
-    shipped = {p.parent.name: p.parent for p in ASSETS.glob(f"*/{DESCRIPTION}")}
-    if path is None:
-        path = DEFAULT
-    folder = Path(path)
-    if not folder.is_dir():
-        if str(path) in shipped:
-            return shipped[str(path)]
-        hint = nearest(str(path), list(shipped))
-        raise GessoError(f"There is no model folder or shipped model {str(path)!r}: {hint}")
-    if (folder / DESCRIPTION).is_file():
-        return folder
-    if (folder / "recipe.yaml").is_file():
-        found = sorted((folder / "checkpoints").glob(f"step-*/{DESCRIPTION}"))
-        if not found:
-            raise GessoError(f"The run {folder} has no checkpoint yet: let it reach one.")
-        return found[-1].parent
-    raise GessoError(f"{folder} is not a gesso model: it has no {DESCRIPTION}.")
-
-
-def picture_metadata(pipe: Pipeline, output: PipelineOutput, i: int, negative: str | None) -> str:
-    """JSON that a painted PNG carries: all that is needed to paint it again."""
-    return json.dumps(
-        {
-            "prompt": output.prompts[i],
-            "negative_prompt": negative,
-            "seed": output.seeds[i],
-            "model": pipe.source,
-            "fingerprint": pipe.model.description.fingerprint,
-            "contract": output.contract.model_dump(),
-        }
-    )
-
-
-def save_png(image: Image, file: Path, metadata: str) -> None:
-    """Write a PNG with its metadata in the text chunk "gesso"."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_itxt("gesso", metadata)
-    image.save(file, pnginfo=info)
-
-
-def read_png(file: Path) -> dict[str, Any]:
-    """The metadata of a picture that gesso painted.
-
-    Raises:
-        GessoError: no such file, no picture, or a picture without gesso's metadata.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            text = getattr(image, "text", {}).get("gesso")
-    except FileNotFoundError:
-        raise GessoError(f"There is no picture {file}: give one that gesso painted.") from None
-    except (UnidentifiedImageError, OSError) as e:
-        raise GessoError(f"{file} cannot be read as a picture: {e}.") from None
-    try:
-        values = json.loads(text or "null")
-    except ValueError:
-        values = None
-    needed = {"prompt", "seed", "model", "fingerprint", "contract"}
-    if not isinstance(values, dict) or not needed <= values.keys():
-        raise GessoError(f"{file} carries no gesso prompt and seed: it cannot be repainted.")
-    return values
+    def _need(self, part: Literal["text_encoder", "backbone"]) -> None:
+        """With little memory: let go of the other part and load this one."""
+        if self._read is None:
+            return
+        other = "backbone" if part == "text_encoder" else "text_encoder"
+        setattr(self.model, other, None)
+        gc.collect()
+        if getattr(self.model, part) is None:
+            setattr(self.model, part, getattr(self._read({part}), part).eval())
 
 
 def _as_list(prompt: str | Sequence[str]) -> list[str]:
@@ -354,29 +404,34 @@ def _starting_noise(
     seed: int | Sequence[int] | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
     latents: Tensor | None,
-) -> tuple[list[int | None], Tensor]:
-    """Seeds that were used (None where there were none) and [n, C, h, w] float32 noise."""
+) -> tuple[list[int | None], Tensor, list[torch.Generator]]:
+    """Seeds that were used (None where there were none), [n, C, h, w] float32 noise, and one
+    generator a picture for what a sampler draws later."""
     unknown: list[int | None] = [None] * n
-    if latents is not None:
-        if tuple(latents.shape) != (n, *shape):
-            raise GessoError(
-                f"latents has shape {tuple(latents.shape)}: this call needs {(n, *shape)}."
-            )
-        return unknown, latents.float()
+    if latents is not None and tuple(latents.shape) != (n, *shape):
+        raise GessoError(
+            f"latents has shape {tuple(latents.shape)}: this call needs {(n, *shape)}."
+        )
+    if isinstance(generator, torch.Generator):
+        noise = draw_noise(shape, [generator] * n) if latents is None else latents.float()
+        # Later draws in turn would mix the pictures' streams: each gets its own.
+        later = torch.randint(2**62, (n,), generator=generator, device=generator.device).tolist()
+        return unknown, noise, [torch.Generator().manual_seed(s) for s in later]
     if generator is not None:
-        if isinstance(generator, torch.Generator):
-            generators = [generator] * n
-        else:
-            generators = list(generator)
+        generators = list(generator)
         if len(generators) != n:
             raise GessoError(f"There are {len(generators)} generators for {n} pictures: give {n}.")
-        return unknown, draw_noise(shape, generators)
+        noise = draw_noise(shape, generators) if latents is None else latents.float()
+        return unknown, noise, generators
     if seed is None:
         seed = torch.seed() % 2**31
     seeds = [seed + i for i in range(n)] if isinstance(seed, int) else list(seed)
     if len(seeds) != n:
         raise GessoError(f"There are {len(seeds)} seeds for {n} pictures: give one, or {n}.")
-    return list(seeds), draw_noise(shape, [torch.Generator().manual_seed(s) for s in seeds])
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    if latents is not None:
+        return unknown, latents.float(), generators
+    return list(seeds), draw_noise(shape, generators), generators
 
 
 def _output(images: Tensor, output_type: OutputType) -> Any:

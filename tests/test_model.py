@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gesso.loading import find, load
 from gesso.model import Model, fingerprint, read_description
-from gesso.pipeline import find, load
 from gesso.types import GessoError
 
 

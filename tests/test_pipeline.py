@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gesso.pipeline import Pipeline, load
+from gesso.loading import load
+from gesso.pipeline import Pipeline
 from gesso.types import GessoError
 
 PROMPTS = ["a red circle", "two blue stars", "a star above a square"]

@@ -18,6 +18,8 @@ _UNITS = 16  # a base side is 16 units, as 1024 is 16 x 64
 # Hand-picked in the published table, beside those that its rule makes (in units of 1/16 base).
 _EXTRA = ((11, 21), (13, 18), (14, 17), (15, 16), (16, 15), (17, 14), (18, 13))
 
+_TRAINING_ONLY = frozenset({0.26, 0.27, 2.89, 3.11, 3.62, 3.75, 3.88})
+
 
 def bucket_table(base_size: int, multiple: int | None = None) -> dict[float, Size]:
     """Sizes (H, W) with an area of at most base_size**2, by their ratio round(H / W, 2).
@@ -42,6 +44,17 @@ def bucket_table(base_size: int, multiple: int | None = None) -> dict[float, Siz
     table: dict[float, Size] = {}
     for h, w in sorted(set(sizes), key=lambda s: (s[0] / s[1], -s[0] * s[1])):
         table.setdefault(round(h / w, 2), (h * step, w * step))
+    return table
+
+
+def published_table(base_size: int) -> dict[float, Size]:
+    """The buckets that PixArt's pipelines, and diffusers', choose a painted size from.
+
+    Up to 1024 they leave out seven narrow ones of the 40 that training has.
+    """
+    table = bucket_table(base_size)
+    if base_size <= 1024:
+        return {ratio: size for ratio, size in table.items() if ratio not in _TRAINING_ONLY}
     return table
 
 

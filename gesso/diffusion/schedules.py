@@ -27,12 +27,14 @@ class Schedule:
     Attributes:
         t, alpha, sigma: [N + 1] float64 on the CPU. The network is never evaluated at the last.
         first_order_end: whether a multistep solver takes its last step with first order.
+        from_noise: whether it starts at the noisy end, and not part of the way to repaint.
     """
 
     t: Tensor
     alpha: Tensor
     sigma: Tensor
     first_order_end: bool = True
+    from_noise: bool = True
 
     def __len__(self) -> int:
         """N, the number of steps."""
@@ -90,14 +92,14 @@ def make_schedule(
         t = _given(path, timesteps)
     elif spacing in ("lcm", "lcm_reference"):
         t = _consistency(path, n, spacing, original_inference_steps, strength)
-        strength = 1.0
     else:
         t = _even(path, n, spacing)
     whole = len(t) - 1
     alpha, sigma = path.alpha_sigma(t)
     if final == "zero":
         alpha[-1], sigma[-1] = 1.0, 0.0
-    left = int(whole * strength)
+    shortened = timesteps is None and spacing in ("lcm", "lcm_reference")
+    left = whole if shortened else int(whole * strength)
     if left < 1:
         raise GessoError(
             f"A strength of {strength} leaves none of {whole} steps: "
@@ -105,7 +107,7 @@ def make_schedule(
         )
     first_order_end = bool(sigma[-1] == 0) or whole < (10 if spacing == "continuous" else 15)
     start = whole - left
-    return Schedule(t[start:], alpha[start:], sigma[start:], first_order_end)
+    return Schedule(t[start:], alpha[start:], sigma[start:], first_order_end, strength == 1)
 
 
 def _even(path: Path, n: int, spacing: Spacing) -> Tensor:

@@ -208,7 +208,7 @@ def evaluate_model(
     Raises:
         GessoError: no such model, level or split.
     """
-    from gesso.pipeline import load
+    from gesso.loading import load
     from gesso.progress import steps_bar
 
     pipe = load(model, device=device)

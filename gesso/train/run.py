@@ -12,8 +12,9 @@ from gesso.data.encode import EncodeReport, encode
 from gesso.data.shards import open_cache
 from gesso.data.source import caption_texts, open_source
 from gesso.encoders.text.learned import split_words
+from gesso.loading import find
 from gesso.model import WEIGHTS, Model, read_tensors
-from gesso.pipeline import Pipeline, find
+from gesso.pipeline import Pipeline
 from gesso.progress import steps_bar
 from gesso.train.folder import refuse_existing
 from gesso.train.loop import Dataset, Painter, train

@@ -1,0 +1,147 @@
+"""Finding a model by name or path and loading it into a pipeline."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from gesso.config import nearest
+from gesso.encoders.pack import Pack
+from gesso.memory import available_bytes, gib, total_bytes
+from gesso.model import DESCRIPTION, PARTS, WEIGHTS, Model, read_description
+from gesso.pipeline import Pipeline
+from gesso.types import GessoError
+
+ASSETS = Path(__file__).parent / "assets"
+DEFAULT = "scenes"
+ROOM = 0.9  # share of the free memory that a model may take
+
+
+class Source(Protocol):
+    """Where a model's parts come from; nothing is loaded before it is asked for."""
+
+    def weight_files(self) -> Mapping[str, Sequence[Path]]:
+        """The files that hold each part's weights, as far as they are known without a network."""
+
+    def load(self, parts: Collection[str] = PARTS, dtype: str = "float32") -> Model:
+        """The model with some of its parts."""
+
+
+@dataclass
+class Folder:
+    """A checkpoint folder as a `Source`."""
+
+    path: Path
+
+    def weight_files(self) -> Mapping[str, Sequence[Path]]:
+        described = read_description(self.path)
+        files = {"backbone": [self.path / WEIGHTS]}
+        for part in ("image_encoder", "text_encoder"):
+            spec = getattr(described, part) or {}
+            where = Path(str(spec.get("path") or "")) / (spec.get("subfolder") or "")
+            known = spec.get("path") is not None and where.is_dir()
+            files[part] = sorted(where.glob("*.safetensors")) if known else []
+        return files
+
+    def load(self, parts: Collection[str] = PARTS, dtype: str = "float32") -> Model:
+        return Model.load(self.path, parts)
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    low_memory: bool | None = None,
+    pack: str | Path | None = None,
+) -> Pipeline:
+    """Load a model into a pipeline.
+
+    Args:
+        path: a checkpoint folder, a run folder (its newest checkpoint) or the name of a shipped
+            model; default: the shipped one.
+        dtype: torch.float32 or torch.bfloat16 for the denoiser; default: the model's contract.
+        device: default: CUDA where there is one, else the CPU.
+        low_memory: text encoder and denoiser are loaded in turn, in every call, and never
+            together; default: where the free memory is too small for both, with a warning.
+        pack: a prompt pack (`gesso encode --prompts`) in place of the text encoder, which is then
+            not loaded.
+
+    Raises:
+        GessoError: no such model, or its files are incomplete, truncated or do not fit.
+    """
+    source = find_source(path)
+    name = None if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in (None, "float32", "bfloat16"):
+        raise GessoError(f"The dtype {name} is not supported: use float32 or bfloat16.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def read(parts: Collection[str]) -> Model:
+        model = source.load(parts, name or "float32")
+        if name is not None:
+            model.sample.dtype = name  # type: ignore[assignment]
+        return model.to(device)
+
+    shown = str(path or DEFAULT)
+    if pack is not None:
+        model = read(PARTS - {"text_encoder"})
+        model.text_encoder = Pack.read(Path(pack)).check(model.description)
+        return Pipeline(model, shown)
+    if low_memory is None:
+        low_memory = _too_large(source, device)
+    if low_memory:
+        return Pipeline(read({"image_encoder"}), shown, read)
+    return Pipeline(read(PARTS), shown)
+
+
+def find_source(path: str | Path | None) -> Source:
+    """The model that a name or path means, not yet loaded.
+
+    Raises:
+        GessoError: no such model.
+    """
+    return Folder(find(path))
+
+
+def find(path: str | Path | None) -> Path:
+    """The checkpoint folder that a name or path means.
+
+    Raises:
+        GessoError: no such model (names the shipped ones), or a run without a checkpoint yet.
+    """
+    shipped = {p.parent.name: p.parent for p in ASSETS.glob(f"*/{DESCRIPTION}")}
+    if path is None:
+        path = DEFAULT
+    folder = Path(path)
+    if not folder.is_dir():
+        if str(path) in shipped:
+            return shipped[str(path)]
+        hint = nearest(str(path), list(shipped))
+        raise GessoError(f"There is no model folder or shipped model {str(path)!r}: {hint}")
+    if (folder / DESCRIPTION).is_file():
+        return folder
+    if (folder / "recipe.yaml").is_file():
+        found = sorted((folder / "checkpoints").glob(f"step-*/{DESCRIPTION}"))
+        if not found:
+            raise GessoError(f"The run {folder} has no checkpoint yet: let it reach one.")
+        return found[-1].parent
+    raise GessoError(f"{folder} is not a gesso model: it has no {DESCRIPTION}.")
+
+
+def _too_large(source: Source, device: Any) -> bool:
+    """Whether text encoder and denoiser must take turns; says so in one line."""
+    sizes = {part: total_bytes(files) for part, files in source.weight_files().items()}
+    free = available_bytes(device)
+    if not sizes.get("text_encoder") or sum(sizes.values()) <= ROOM * free:
+        return False
+    warnings.warn(
+        f"The model's files hold {gib(sum(sizes.values()))} and {gib(free)} of memory are free: "
+        "text encoder and denoiser are loaded in turn.",
+        stacklevel=3,
+    )
+    return True
