@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from gesso.config import Config, Spec, validate
 from gesso.types import Cond, GessoError
 
-FORMAT = 1
 PLACES = {"path", "subfolder", "tokenizer", "dtype", "quantize"}
 """Options of an encoder that say where its files are and how they are held, not what it reads."""
 
@@ -29,7 +28,7 @@ PLACES = {"path", "subfolder", "tokenizer", "dtype", "quantize"}
 class Origin(Config):
     """What made a pack: the text encoder's spec, its fingerprint, and the model's."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     text_encoder: Spec
     fingerprint: str
     trained_in: str | None = None  # the model's fingerprint where the encoder was trained with it
