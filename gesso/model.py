@@ -284,6 +284,22 @@ class Model:
         return model
 
 
+def checkpoint_in(folder: Path) -> Path | None:
+    """The checkpoint that a folder means: itself, or a run's newest; None if it is neither.
+
+    Raises:
+        GessoError: a run without a checkpoint yet.
+    """
+    if (folder / DESCRIPTION).is_file():
+        return folder
+    if (folder / "recipe.yaml").is_file():
+        found = sorted((folder / "checkpoints").glob(f"step-*/{DESCRIPTION}"))
+        if not found:
+            raise GessoError(f"The run {folder} has no checkpoint yet: let it reach one.")
+        return found[-1].parent
+    return None
+
+
 def read_description(folder: Path) -> Description:
     """Read and check `gesso.json`.
 

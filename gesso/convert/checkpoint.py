@@ -31,12 +31,14 @@ class Checkpoint:
     Attributes:
         tensors: without prefixes; on the CPU, mapped from the file where that is possible.
         where: file or folder, for messages.
-        metadata: text that a safetensors file carries.
+        prefix: what stood before the names.
+        metadata: text that the file carries besides.
         notes: one sentence each on choices that were made.
     """
 
     tensors: dict[str, Tensor]
     where: str
+    prefix: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -76,7 +78,7 @@ def strip_prefix(checkpoint: Checkpoint, markers: Iterable[str]) -> Checkpoint:
     ]
     if not prefixes:
         return checkpoint
-    prefix = min(prefixes, key=len)
+    prefix = checkpoint.prefix = min(prefixes, key=len)
     checkpoint.tensors = {
         key.removeprefix(prefix): value
         for key, value in checkpoint.tensors.items()
@@ -154,7 +156,7 @@ def _read_safetensors(file: Path) -> Checkpoint:
     try:
         with safe_open(file, framework="pt") as f:
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-            return Checkpoint(tensors, str(file), f.metadata() or {})
+            return Checkpoint(tensors, str(file), metadata=f.metadata() or {})
     except (SafetensorError, OSError) as e:
         raise GessoError(
             f"{file} is truncated or not a safetensors file ({e}): download or save it again."

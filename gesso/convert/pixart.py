@@ -108,6 +108,13 @@ def format_of(keys: Iterable[str]) -> Format | None:
     return None
 
 
+def format_of_file(keys: Iterable[str], prefix: str) -> Format | None:
+    """`format_of` for a file whose names had a prefix, which tells ComfyUI's from the original."""
+    found = format_of(keys)
+    comfyui = found == "original" and prefix.endswith(COMFYUI.removeprefix("model."))
+    return "comfyui" if comfyui else found
+
+
 def from_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """gesso's tensors: the original's without its position table, which gesso computes."""
     return {k: v for k, v in tensors.items() if k != POSITIONS}

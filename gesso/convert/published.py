@@ -44,6 +44,7 @@ class Network:
         state: tensors in gesso's names, of the files' dtype.
         config: the network's options.
         family: "alpha" or "sigma"; None where nothing tells.
+        raw: tensors as the files name them, without prefixes.
         format: of the files.
         where: the file or folder.
     """
@@ -53,6 +54,7 @@ class Network:
     family: pixart.Family | None
     format: pixart.Format
     where: str
+    raw: Mapping[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def build(self, dtype: torch.dtype | None = None) -> PixArt:
@@ -108,6 +110,7 @@ class Published:
     text_encoder: Path | None = None
     tokenizer: Path | None = None
     clean: str | None = None
+    _description: Description | None = None
 
     def weight_files(self) -> dict[str, list[Path]]:
         """The files of weights of each part, by the names that `Model.parts` uses."""
@@ -137,37 +140,56 @@ class Published:
         Raises:
             GessoError: a part has no files (says which argument gives it), or does not fit.
         """
-        vae, text = self._encoders()
-        network = self.network()
+        self.check_encoders(parts)
+        backbone = None
+        if "backbone" in parts or self._description is None:
+            network = self.network()
+            self._description = self.describe(network)
+            if "backbone" in parts:
+                backbone = network.build(getattr(torch, dtype))
+        description = self._description.model_copy(deep=True)
+        description.sample.dtype = dtype
+        if description.text_encoder is not None:
+            description.text_encoder["dtype"] = dtype
+        return Model.build(description, parts=parts, backbone=backbone)
+
+    def describe(self, network: Network) -> Description:
+        """What a gesso model of this network and these encoders says in its `gesso.json`.
+
+        Raises:
+            GessoError: nothing tells whether the network is of alpha or of Sigma.
+        """
         family = pixart.need_family(network.family, network.config, network.where)
-        config = network.config
-        backbone = network.build(getattr(torch, dtype))
-        factor = 2 ** (len(read_json(vae / "config.json").get("block_out_channels", [0] * 4)) - 1)
+        config, factor = network.config, 8
+        if self.vae is not None:
+            blocks = read_json(self.vae / "config.json").get("block_out_channels", [])
+            factor = 2 ** (len(blocks) - 1) if blocks else factor
+        text = self.text_encoder
         text_spec = {
             "name": "t5",
-            "path": str(text),
-            "tokenizer": str(self.tokenizer or text),
+            "path": str(text or ""),
+            "tokenizer": str(self.tokenizer or text or ""),
             "max_tokens": MAX_TOKENS[family],
-            "clean": self.clean or self._cleaning(network.format, family),
-            "dtype": dtype,
+            "clean": self.clean or _cleaning(network.format, family),
         }
-        description = Description(
+        return Description(
             name=Path(self.source).name,
             fingerprint=fingerprint("pixart", network.state),
-            image_encoder={"name": "kl", "path": str(vae)},
+            image_encoder={"name": "kl", "path": str(self.vae or "")},
             text_encoder=text_spec,
             backbone={"name": "pixart", **config.model_dump()},
             diffusion=DiffusionConfig(),
-            sample=self._contract(network, config.base_size * config.patch_size * factor, dtype),
+            sample=self._contract(network, config.base_size * config.patch_size * factor),
         )
-        return Model.build(description, backbone=backbone, parts=parts)
 
-    def _encoders(self) -> tuple[Path, Path]:
-        """Folders of the autoencoder and the text encoder, checked to be complete."""
-        for what, argument, flag, folder in (
-            ("autoencoder", "vae", "--vae", self.vae),
-            ("text encoder", "text_encoder", "--text-encoder", self.text_encoder),
+    def check_encoders(self, parts: Collection[str]) -> None:
+        """Say which argument gives an encoder that is wanted and has no files."""
+        for part, what, argument, flag, folder in (
+            ("image_encoder", "autoencoder", "vae", "--vae", self.vae),
+            ("text_encoder", "text encoder", "text_encoder", "--text-encoder", self.text_encoder),
         ):
+            if part not in parts:
+                continue
             if folder is None:
                 raise GessoError(
                     f"{self.source} comes without {_a(what)}: give a folder or hub id with"
@@ -178,21 +200,16 @@ class Published:
                     f"{folder} holds no weights of {_a(what)}: complete the download, or give"
                     f" another with {argument}=... ({flag})."
                 )
-        assert self.vae is not None and self.text_encoder is not None
-        if self.tokenizer is None and not _has_tokenizer(self.text_encoder):
+        words = self.tokenizer or self.text_encoder
+        if "text_encoder" in parts and words is not None and not _has_tokenizer(words):
             raise GessoError(
                 f"There is no tokenizer beside the text encoder {self.text_encoder}: give a folder"
                 " that has both with text_encoder=... (--text-encoder)."
             )
-        return self.vae, self.text_encoder
 
-    def _cleaning(self, format: pixart.Format, family: pixart.Family) -> str:
-        # diffusers lower-cases every prompt, and so do the authors for alpha; Sigma reads it raw.
-        return "none" if format == "original" and family == "sigma" else "lower"
-
-    def _contract(self, network: Network, side: int, dtype: Dtype) -> SampleConfig:
+    def _contract(self, network: Network, side: int) -> SampleConfig:
         """The defaults of the software that the files belong to: the authors' or diffusers'."""
-        contract = SampleConfig(height=side, width=side, dtype=dtype)
+        contract = SampleConfig(height=side, width=side)
         if side in (256, 512, 1024, 2048):
             contract.bucket_size = side
         if network.format == "original":
@@ -215,7 +232,7 @@ def network_of(found: Checkpoint, hints: pixart.Hints) -> Network:
     Raises:
         GessoError: they are of another family (says of which), or do not tell the variant.
     """
-    format = pixart.format_of(found.tensors)
+    format = pixart.format_of_file(found.tensors, found.prefix)
     other = name_family(found.tensors)
     if format is None or (other and "PixArt" in other):
         what = f"is {other}" if other else "has none of a PixArt's tensors"
@@ -226,7 +243,7 @@ def network_of(found: Checkpoint, hints: pixart.Hints) -> Network:
     convert = pixart.from_diffusers if format == "diffusers" else pixart.from_original
     state = convert(found.tensors)
     config, family = pixart.identify(state, positions, hints, found.where)
-    return Network(state, config, family, format, found.where, found.notes)
+    return Network(state, config, family, format, found.where, found.tensors, found.notes)
 
 
 def find(
@@ -338,6 +355,11 @@ def _has_tokenizer(folder: Path) -> bool:
 def _tokenizer_of(encoder: Path) -> Path | None:
     beside = encoder.parent / encoder.name.replace("text_encoder", "tokenizer")
     return next((p for p in (encoder, beside) if _has_tokenizer(p)), None)
+
+
+def _cleaning(format: pixart.Format, family: pixart.Family) -> str:
+    """diffusers lower-cases every prompt, and so do the authors for alpha; Sigma reads it raw."""
+    return "none" if format == "original" and family == "sigma" else "lower"
 
 
 def _a(noun: str) -> str:
