@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import torch
 
 from gesso.config import nearest
+from gesso.convert import hub
+from gesso.convert import published as published_weights
 from gesso.encoders.pack import Pack
 from gesso.memory import available_bytes, gib, total_bytes
-from gesso.model import DESCRIPTION, PARTS, WEIGHTS, Model, read_description
+from gesso.model import DESCRIPTION, PARTS, WEIGHTS, Model, checkpoint_in, read_description
 from gesso.pipeline import Pipeline
 from gesso.types import GessoError
 
@@ -59,23 +61,33 @@ def load(
     device: Any = None,
     low_memory: bool | None = None,
     pack: str | Path | None = None,
+    variant: str | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    clean: str | None = None,
 ) -> Pipeline:
     """Load a model into a pipeline.
 
     Args:
         path: a checkpoint folder, a run folder (its newest checkpoint) or the name of a shipped
-            model; default: the shipped one.
+            model; default: the shipped one. Or published PixArt weights: a diffusers folder, a hub
+            id, a `.pth` or `.safetensors` file (docs/weights.md).
         dtype: torch.float32 or torch.bfloat16 for the denoiser; default: the model's contract.
         device: default: CUDA where there is one, else the CPU.
         low_memory: text encoder and denoiser are loaded in turn, in every call, and never
             together; default: where the free memory is too small for both, with a warning.
         pack: a prompt pack (`gesso encode --prompts`) in place of the text encoder, which is then
             not loaded.
+        variant: of published weights, where the files cannot tell: a name of
+            `gesso.backbones.pixart.SIZES`, such as "sigma-1024".
+        vae, text_encoder: folder or hub id of the encoders of published weights that come without.
+        clean: how captions of published weights are cleaned: "none", "lower" or "alpha"; default:
+            as the software does that the files belong to.
 
     Raises:
         GessoError: no such model, or its files are incomplete, truncated or do not fit.
     """
-    source = find_source(path)
+    source = find_source(path, variant=variant, vae=vae, text_encoder=text_encoder, clean=clean)
     name = None if dtype is None else str(dtype).removeprefix("torch.")
     if name not in (None, "float32", "bfloat16"):
         raise GessoError(f"The dtype {name} is not supported: use float32 or bfloat16.")
@@ -99,12 +111,23 @@ def load(
     return Pipeline(read(PARTS), shown)
 
 
-def find_source(path: str | Path | None) -> Source:
+def find_source(path: str | Path | None, **published: Any) -> Source:
     """The model that a name or path means, not yet loaded.
 
+    Args:
+        path: as in `load`.
+        published: options of `gesso.convert.published.find`, for published weights only.
+
     Raises:
-        GessoError: no such model.
+        GessoError: no such model, or options that it has no use for.
     """
+    name = str(path)
+    is_path = path is not None and Path(path).exists() and checkpoint_in(Path(path)) is None
+    if is_path or (path is not None and name not in _shipped() and hub.looks_like_hub_id(name)):
+        return published_weights.find(name, **published)
+    unused = [key for key, value in published.items() if value is not None]
+    if unused:
+        raise GessoError(f"{path or DEFAULT} is a gesso model: leave out {', '.join(unused)}.")
     return Folder(find(path))
 
 
@@ -114,7 +137,7 @@ def find(path: str | Path | None) -> Path:
     Raises:
         GessoError: no such model (names the shipped ones), or a run without a checkpoint yet.
     """
-    shipped = {p.parent.name: p.parent for p in ASSETS.glob(f"*/{DESCRIPTION}")}
+    shipped = _shipped()
     if path is None:
         path = DEFAULT
     folder = Path(path)
@@ -123,14 +146,15 @@ def find(path: str | Path | None) -> Path:
             return shipped[str(path)]
         hint = nearest(str(path), list(shipped))
         raise GessoError(f"There is no model folder or shipped model {str(path)!r}: {hint}")
-    if (folder / DESCRIPTION).is_file():
-        return folder
-    if (folder / "recipe.yaml").is_file():
-        found = sorted((folder / "checkpoints").glob(f"step-*/{DESCRIPTION}"))
-        if not found:
-            raise GessoError(f"The run {folder} has no checkpoint yet: let it reach one.")
-        return found[-1].parent
+    found = checkpoint_in(folder)
+    if found is not None:
+        return found
     raise GessoError(f"{folder} is not a gesso model: it has no {DESCRIPTION}.")
+
+
+def _shipped() -> dict[str, Path]:
+    """The folders of the models that ship with gesso, by name."""
+    return {p.parent.name: p.parent for p in ASSETS.glob(f"*/{DESCRIPTION}")}
 
 
 def _too_large(source: Source, device: Any) -> bool:

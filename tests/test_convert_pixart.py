@@ -106,7 +106,7 @@ def test_without_its_buffers_a_file_needs_the_flag(name: str) -> None:
     if name in ("xl-1024", "sigma-2k-kv"):  # micro-conditions and compression are tensors
         assert network_of(found, Hints()).config == expected
     else:
-        with pytest.raises(GessoError, match=rf"could be xl-256 or .*--variant"):
+        with pytest.raises(GessoError, match=r"could be xl-256 or .*--variant"):
             network_of(found, Hints())
     network = network_of(found, Hints(variant=name))
     assert network.config == expected

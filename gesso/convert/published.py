@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from gesso.convert.families import name_family
 from gesso.encoders._weights import fingerprint
 from gesso.model import PARTS, Description, Model
 from gesso.types import GessoError
-
-Dtype = Literal["float32", "bfloat16"]
 
 METADATA = "gesso"  # key under which converted files carry the network's options as JSON
 MARKERS = ("t_block.1.weight", "adaln_single.linear.weight")
@@ -130,12 +128,13 @@ class Published:
         found = checkpoint.strip_prefix(raw, MARKERS)
         return network_of(found, self.hints)
 
-    def load(self, parts: Collection[str] = PARTS, dtype: Dtype = "float32") -> Model:
+    def load(self, parts: Collection[str] = PARTS, dtype: str = "float32") -> Model:
         """The model.
 
         Args:
             parts: some of `gesso.model.PARTS`; the others are None in the model.
-            dtype: of the transformer's and the text encoder's weights, and of the contract.
+            dtype: float32 or bfloat16: of the transformer's and the text encoder's weights, and of
+                the contract.
 
         Raises:
             GessoError: a part has no files (says which argument gives it), or does not fit.
@@ -148,7 +147,7 @@ class Published:
             if "backbone" in parts:
                 backbone = network.build(getattr(torch, dtype))
         description = self._description.model_copy(deep=True)
-        description.sample.dtype = dtype
+        description.sample.dtype = dtype  # type: ignore[assignment]
         if description.text_encoder is not None:
             description.text_encoder["dtype"] = dtype
         return Model.build(description, parts=parts, backbone=backbone)
