@@ -31,6 +31,11 @@ Overrides = Annotated[
 ModelPath = Annotated[
     str | None, typer.Option("--model", "-m", help="Model folder, run folder or shipped name.")
 ]
+Variant = Annotated[
+    str | None, typer.Option(help="Of published weights that do not tell: xl-512, sigma-1024, ...")
+]
+Vae = Annotated[str | None, typer.Option(help="Autoencoder of published weights without one.")]
+TextEncoder = Annotated[str | None, typer.Option(help="Their T5 encoder: folder or hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: CUDA if there.")]
 
 
@@ -53,10 +58,24 @@ def paint(
     guidance_scale: Annotated[float | None, typer.Option(help="1: no guidance.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
     size: Annotated[str | None, typer.Option(help="HxW in pixels, such as 64x96.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to paint over.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How far, in (0, 1]; 0.8.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Its white parts are painted over.")] = None,
     out: Annotated[Path, typer.Option(help="A folder, or a .png file.")] = Path("paintings"),
     like: Annotated[Path | None, typer.Option(help="Repaint a picture that gesso made.")] = None,
+    pack: Annotated[
+        Path | None, typer.Option(help="A prompt pack in place of the text encoder.")
+    ] = None,
+    variant: Variant = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    clean: Annotated[str | None, typer.Option(help="Captions: none, lower or alpha.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     device: Device = None,
+    low_memory: Annotated[
+        bool | None,
+        typer.Option(help="Text encoder and denoiser in turn; default: where memory is short."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Paint a prompt."""
@@ -71,10 +90,19 @@ def paint(
         guidance_scale=guidance_scale,
         negative=negative,
         size=size,
+        image=image,
+        mask=mask,
+        strength=strength,
         out=out,
         like=like,
+        pack=pack,
+        variant=variant,
+        vae=vae,
+        text_encoder=text_encoder,
+        clean=clean,
         dtype=dtype,
         device=device,
+        low_memory=low_memory,
         quiet=as_json,
     )
     _report(result, as_json, "images", lambda r: "\n".join(r["images"]))
@@ -124,6 +152,23 @@ def encode(
             f"Train from it: gesso train {recipe} data.cache={folder}"
         ),
     )
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Weights: a file, a folder or a hub id; a LoRA.")],
+    out: Annotated[Path, typer.Argument(help="The file or folder to write.")],
+    to: Annotated[str, typer.Option(help="original, diffusers, comfyui, gesso; a LoRA's format.")],
+    variant: Variant = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    as_json: Json = False,
+) -> None:
+    """Convert weights or a LoRA into another format, and prove the result."""
+    from gesso.convert.job import convert as convert_weights
+
+    result = convert_weights(source, out, to, variant=variant, vae=vae, text_encoder=text_encoder)
+    _report(result, as_json, "out", _converted)
 
 
 @app.command()
@@ -216,6 +261,12 @@ def _trained(result: dict[str, Any]) -> str:
     return said
 
 
+def _converted(result: dict[str, Any]) -> str:
+    count = f"{result['layers']} layers" if "layers" in result else f"{result['tensors']} tensors"
+    proof = f"{result['from']} -> {result['to']}, {count}, largest difference "
+    return "\n".join([f"{proof}{result['largest_difference']:.1e}", *result["notes"]])
+
+
 def _demo_done(result: dict[str, Any]) -> str:
     scores = _score_table(result)
     return (
@@ -239,7 +290,7 @@ def _report(result: dict[str, Any], as_json: bool, place: str | None, say: Any) 
         print(json.dumps(result, default=str))
         return
     print(say(result))
-    if place in ("run", "cache"):
+    if place in ("run", "cache", "out"):
         print(f"In {result[place]}")
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gesso.data.images import load_rgb
+from gesso.encoders.pack import Pack
 from gesso.loading import load
 from gesso.pipeline import Pipeline, PipelineOutput
 from gesso.png import read_png, save_png
@@ -24,19 +29,33 @@ def paint_to_files(
     guidance_scale: float | None = None,
     negative: str | None = None,
     size: str | None = None,
+    image: Path | None = None,
+    mask: Path | None = None,
+    strength: float | None = None,
     out: Path = Path("paintings"),
     like: Path | None = None,
+    pack: Path | None = None,
+    variant: str | None = None,
+    vae: str | None = None,
+    text_encoder: str | None = None,
+    clean: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    low_memory: bool | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Paint `n` pictures of a prompt into PNG files.
 
     Args:
-        prompt: what to paint; may be left out with `like`.
+        prompt: what to paint; may be left out with `like`, and with `pack`, all of whose prompts
+            are painted then.
         size: "HxW" in pixels.
+        image, mask, strength: a picture to paint over, and where and how far.
         out: a folder, made when absent, or a `.png` file (numbered when n > 1).
-        like: a picture that gesso painted; its prompt, seed, contract and model are the defaults.
+        like: a picture that gesso painted; its prompt, seed, contract and model are the defaults,
+            and the picture that it was painted over, if that is where it was and as it was.
+        pack: a prompt pack to read in place of the text encoder.
+        variant, vae, text_encoder, clean: of published weights, see `gesso.loading.load`.
         quiet: no progress bar.
         For the rest see `gesso.pipeline.Pipeline.__call__`; None means the model's contract.
 
@@ -48,14 +67,20 @@ def paint_to_files(
             that painted `like`.
     """
     height, width = _size(size)
-    contract: dict[str, Any] = {}
+    options: dict[str, Any] = {"device": device, "low_memory": low_memory, "pack": pack}
+    options |= {"variant": variant, "vae": vae, "text_encoder": text_encoder, "clean": clean}
     if like is not None:
         made = read_png(like)
         prompt = made["prompt"] if prompt is None else prompt
         negative = made.get("negative_prompt") if negative is None else negative
         seed = made["seed"] if seed is None else seed
         contract = made["contract"]
-        pipe = load(model or made["model"], dtype=dtype or contract["dtype"], device=device)
+        if image is None and made.get("image"):
+            image = _found_again(like, made["image"], "--image")
+            strength = made["strength"] if strength is None else strength
+            if mask is None and made.get("mask"):
+                mask = _found_again(like, made["mask"], "--mask")
+        pipe = load(model or made["model"], dtype=dtype or contract["dtype"], **options)
         found = pipe.model.description.fingerprint
         if model is None and found != made["fingerprint"]:
             raise GessoError(
@@ -65,16 +90,24 @@ def paint_to_files(
         pipe.model.sample = pipe.model.sample.model_validate(
             contract | {"dtype": pipe.model.sample.dtype}
         )
+        if image is not None and size is None:
+            height, width = contract["height"], contract["width"]
     else:
-        pipe = load(model, dtype=dtype, device=device)
-    if prompt is None:
+        pipe = load(model, dtype=dtype, **options)
+    prompts = [prompt] if prompt is not None else []
+    if not prompts and isinstance(pipe.model.text_encoder, Pack):
+        prompts = pipe.model.text_encoder.prompts
+    if not prompts:
         raise GessoError('There is no prompt: write gesso paint "a red circle".')
 
     started = time.perf_counter()
     with steps_bar("painting", quiet) as show:
         output = pipe(
-            prompt,
+            prompts,
             negative,
+            image=None if image is None else _picture(image),
+            mask_image=None if mask is None else _picture(mask).max(axis=2),
+            strength=strength,
             height=height,
             width=width,
             num_inference_steps=steps,
@@ -84,7 +117,11 @@ def paint_to_files(
             callback=show,
         )
     seconds = time.perf_counter() - started
-    files = _write(pipe, output, out, negative)
+    shared: dict[str, Any] = {"negative_prompt": negative}
+    if image is not None:
+        shared |= {"image": _reference(image), "strength": output.strength}
+        shared |= {"mask": _reference(mask)} if mask is not None else {}
+    files = _write(pipe, output, out, shared)
     return {
         "images": [str(f) for f in files],
         "seconds": round(seconds, 3),
@@ -102,7 +139,41 @@ def _size(size: str | None) -> tuple[int | None, int | None]:
     return height, int(match[2] or height)
 
 
-def _write(pipe: Pipeline, output: PipelineOutput, out: Path, negative: str | None) -> list[Path]:
+def _picture(file: Path) -> np.ndarray:
+    """[H, W, 3] uint8."""
+    try:
+        return load_rgb(file)
+    except GessoError as e:
+        raise GessoError(f"{file} cannot be painted over: {e}") from None
+
+
+def _reference(file: Path) -> dict[str, str]:
+    """How metadata name a picture that was painted over."""
+    return {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def _found_again(like: Path, reference: dict[str, str], option: str) -> Path:
+    """The file that metadata name: where it was, or beside the painting.
+
+    Raises:
+        GessoError: it is in neither place, or has changed.
+    """
+    was = Path(reference["file"])
+    places = [p for p in (was, like.parent / was.name) if p.is_file()]
+    if not places:
+        raise GessoError(
+            f"{like} was painted over {was}, which is not there: name the picture with {option}."
+        )
+    for file in places:
+        if _reference(file)["sha256"] == reference["sha256"]:
+            return file
+    raise GessoError(
+        f"{like} was painted over {was}, which has changed since: name a picture with {option} "
+        "to repaint it anyway."
+    )
+
+
+def _write(pipe: Pipeline, output: PipelineOutput, out: Path, shared: dict[str, Any]) -> list[Path]:
     """One PNG a picture; a file that is already there with the same name is replaced."""
     n = len(output.images)
     if out.suffix.lower() == ".png":
@@ -112,20 +183,21 @@ def _write(pipe: Pipeline, output: PipelineOutput, out: Path, negative: str | No
         if out.exists() and not out.is_dir():
             raise GessoError(f"{out} is neither a folder nor a .png file: choose another --out.")
         out.mkdir(parents=True, exist_ok=True)
-        slug = re.sub(r"[^a-z0-9]+", "-", output.prompts[0].lower()).strip("-")[:60] or "anything"
-        files = [out / f"{slug}-{seed}.png" for seed in output.seeds]
+        named = zip(output.prompts, output.seeds, strict=True)
+        files = [out / f"{_slug(prompt)}-{seed}.png" for prompt, seed in named]
     for i, file in enumerate(files):
-        save_png(output.images[i], file, _metadata(pipe, output, i, negative))
+        save_png(output.images[i], file, _metadata(pipe, output, i) | shared)
     return files
 
 
-def _metadata(
-    pipe: Pipeline, output: PipelineOutput, i: int, negative: str | None
-) -> dict[str, Any]:
-    """What a painted PNG carries: all that is needed to paint it again."""
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "anything"
+
+
+def _metadata(pipe: Pipeline, output: PipelineOutput, i: int) -> dict[str, Any]:
+    """What a painted PNG carries, with what all pictures of a call share, to paint it again."""
     return {
         "prompt": output.prompts[i],
-        "negative_prompt": negative,
         "seed": output.seeds[i],
         "model": pipe.source,
         "fingerprint": pipe.model.description.fingerprint,

@@ -168,7 +168,8 @@ def test_train_then_paint_shows_the_validation_picture(call, tiny_recipe, tmp_pa
     assert printed["images_per_second"] > 0 and np.isfinite(printed["loss"])
     sheet = np.asarray(Image.open("runs/a/samples/step-000003.png"))
     prompt = tiny_recipe.validation.prompts[1]
-    code, out, _ = call("paint", prompt, "--model", "runs/a", "--seed", 1, "--json")
+    code, out, err = call("paint", prompt, "--model", "runs/a", "--seed", 1, "--json")
+    assert code == 0, err
     painted = np.asarray(Image.open(json.loads(out)["images"][0])).astype(int)
     # Validation painted it among others, so float rounding may differ in the last place.
     assert np.abs(sheet[:64, 64:128].astype(int) - painted).max() <= 1
