@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +23,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+"""Loggers that tell at import, where torchao is installed, what it does without on a processor."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable line.")]
 Recipe = Annotated[str, typer.Argument(help="Name of a recipe or system, or a .yaml file.")]
@@ -297,6 +301,8 @@ def _report(result: dict[str, Any], as_json: bool, place: str | None, say: Any) 
 def main() -> None:
     """Entry point: bad input is one sentence on stderr and exit code 2, never a traceback."""
     warnings.showwarning = lambda message, *_: print(f"gesso: {message}", file=sys.stderr)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app()
     except GessoError as e:

@@ -122,8 +122,11 @@ def find_source(path: str | Path | None, **published: Any) -> Source:
         GessoError: no such model, or options that it has no use for.
     """
     name = str(path)
-    is_path = path is not None and Path(path).exists() and checkpoint_in(Path(path)) is None
-    if is_path or (path is not None and name not in _shipped() and hub.looks_like_hub_id(name)):
+    if path is not None and Path(path).exists():
+        is_published = checkpoint_in(Path(path)) is None
+    else:
+        is_published = path is not None and name not in _shipped() and hub.looks_like_hub_id(name)
+    if is_published:
         return published_weights.find(name, **published)
     unused = [key for key, value in published.items() if value is not None]
     if unused:
