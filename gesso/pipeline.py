@@ -285,10 +285,11 @@ class Pipeline:
     def _decode(self, latents: Tensor, canvas: Canvas | None, contract: SampleConfig) -> Tensor:
         """[n, C, h, w] latents -> [n, 3, H, W] in [0, 1], on the CPU."""
         pixels = self.model.image_encoder.decode(latents.float())
-        pixels = ((pixels + 1) / 2).clamp(0, 1).cpu()
+        pixels = ((pixels + 1) / 2).cpu()
         if canvas is not None:
-            pixels = canvas.composite(pixels)
-        return resize_and_crop(pixels, (contract.height, contract.width))
+            pixels = canvas.composite(pixels.clamp(0, 1))
+        # Clamped last, as in diffusers: a resized edge keeps what lies beyond black and white.
+        return resize_and_crop(pixels, (contract.height, contract.width)).clamp(0, 1)
 
     def _precision(self, contract: SampleConfig) -> Any:
         if contract.dtype == "float32":

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-WORDS = "a red blue circle square left of two stars photo cactus wearing hat small".split()
+WORDS = ["a", "red", "blue", "circle", "square", "left", "of", "two", "stars", "cactus", "hat"]
 
 
 def tokenizer(shared: Path | None = None) -> Any:
-    """T5's own tokenizer where its files are, else one of a few words that ends texts as T5 does."""
+    """T5's own tokenizer from the real data, or one of a few words that ends texts as T5 does."""
     from transformers import PreTrainedTokenizerFast, T5Tokenizer
 
     if shared is not None:

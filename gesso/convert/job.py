@@ -20,7 +20,7 @@ from torch import Tensor
 from gesso.backbones.pixart import Config
 from gesso.convert import checkpoint, lora, pixart
 from gesso.convert.checkpoint import read_json
-from gesso.convert.published import MARKERS, METADATA, Network, find, network_of
+from gesso.convert.published import MARKERS, METADATA, Network, find, network_of, saved_options
 from gesso.model import PARTS, WEIGHTS, Model, checkpoint_in, read_description, read_tensors
 from gesso.types import Cond, GessoError
 
@@ -165,11 +165,12 @@ def _of_gesso(folder: Path) -> Network:
     config = Config(**{k: v for k, v in spec.items() if k != "name"})
     tensors = read_tensors(folder / WEIGHTS, lambda key: key.startswith("backbone."))
     state = {k.removeprefix("backbone."): v for k, v in tensors.items()}
-    return Network(state, config, None, "original", str(folder))
+    tokens = (described.text_encoder or {}).get("max_tokens", 0)
+    return Network(state, config, pixart.TOKENS.get(tokens), "original", str(folder))
 
 
 def _write(network: Network, partial: Path, out: Path, to: str) -> None:
-    saved = network.config.model_dump_json()
+    saved = saved_options(network)
     metadata = {"format": "pt", METADATA: saved}
     if to == "diffusers":
         tensors = pixart.to_diffusers(network.state)

@@ -6,8 +6,9 @@ model = found.load()
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gesso.encoders._weights import fingerprint
 from gesso.model import PARTS, Description, Model
 from gesso.types import GessoError
 
-METADATA = "gesso"  # key under which converted files carry the network's options as JSON
+METADATA = "gesso"  # key under which converted files carry family and options as JSON
 MARKERS = ("t_block.1.weight", "adaln_single.linear.weight")
 PIPELINES: dict[str, pixart.Family] = {
     "PixArtAlphaPipeline": "alpha",
@@ -237,12 +238,26 @@ def network_of(found: Checkpoint, hints: pixart.Hints) -> Network:
         what = f"is {other}" if other else "has none of a PixArt's tensors"
         raise GessoError(f"{found.where} {what}, not the weights of a PixArt transformer.")
     if METADATA in found.metadata:
-        hints.saved = PixArtConfig.model_validate_json(found.metadata[METADATA])
+        hints = _with_saved(hints, found.metadata[METADATA], found.where)
     positions = found.tensors.get(pixart.POSITIONS)
     convert = pixart.from_diffusers if format == "diffusers" else pixart.from_original
     state = convert(found.tensors)
     config, family = pixart.identify(state, positions, hints, found.where)
     return Network(state, config, family, format, found.where, found.tensors, found.notes)
+
+
+def saved_options(network: Network) -> str:
+    """What a converted file says of its network, under the key `METADATA`."""
+    return json.dumps({"family": network.family, "pixart": network.config.model_dump()})
+
+
+def _with_saved(hints: pixart.Hints, text: str, where: str) -> pixart.Hints:
+    try:
+        values = json.loads(text)
+        config, family = PixArtConfig(**values["pixart"]), values["family"]
+    except (ValueError, TypeError, KeyError):
+        raise GessoError(f"{where}: its options under {METADATA!r} are not readable.") from None
+    return replace(hints, saved=config, family=hints.family or family)
 
 
 def find(
