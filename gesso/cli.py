@@ -134,12 +134,43 @@ def train(
 
 @app.command()
 def encode(
-    recipe: Recipe,
+    recipe: Annotated[
+        str | None, typer.Argument(help="Name of a recipe or system, or a .yaml file.")
+    ] = None,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default caches/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default caches/NAME, or NAME.safetensors.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file, a prompt a line: make a prompt pack instead.")
+    ] = None,
+    model: ModelPath = None,
+    negative: Annotated[
+        str | None, typer.Option(help="A negative prompt that the pack shall hold, too.")
+    ] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Write latents and text features of a recipe's pictures into a cache."""
+    """Write latents and text features of a recipe's pictures into a cache, or prompts into a pack.
+
+    gesso encode RECIPE, or gesso encode --prompts prompts.txt -o pack.safetensors --model MODEL
+    """
+    if prompts is not None:
+        from gesso.prompts import encode_prompts
+
+        pack = encode_prompts(prompts, out, model=model, negative=negative, device=device)
+        _report(
+            pack,
+            as_json,
+            None,
+            lambda r: (
+                f"{r['prompts']} prompts, {r['bytes'] / 2**20:.1f} MiB\n"
+                f"Paint them: gesso paint --pack {r['pack']}{f' --model {model}' if model else ''}"
+            ),
+        )
+        return
+    if recipe is None:
+        raise GessoError("There is nothing to encode: name a recipe, or a file with --prompts.")
     from gesso.systems import load_recipe
 
     loaded = load_recipe(recipe, overrides)  # a typing mistake is told before the heavy imports

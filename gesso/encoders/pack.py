@@ -26,14 +26,23 @@ PLACES = {"path", "subfolder", "tokenizer", "dtype", "quantize"}
 
 
 class Origin(Config):
-    """What made a pack: the text encoder's spec, its fingerprint, and the model's."""
+    """What made a pack, and what is in it.
+
+    Attributes:
+        text_encoder, fingerprint: the encoder's spec and fingerprint.
+        trained_in: the model's fingerprint, where the encoder was trained together with it.
+        max_tokens: the encoder's.
+        prompts: in the order of their features.
+        guides: those of them that are there for guidance and not to be painted; "" is one.
+    """
 
     format: Literal[1] = 1
     text_encoder: Spec
     fingerprint: str
-    trained_in: str | None = None  # the model's fingerprint where the encoder was trained with it
+    trained_in: str | None = None
     max_tokens: int
     prompts: list[str]
+    guides: list[str]
 
 
 class Pack(nn.Module):
@@ -57,8 +66,8 @@ class Pack(nn.Module):
 
     @property
     def prompts(self) -> list[str]:
-        """The prompts in it, in their order, without the empty one."""
-        return [prompt for prompt in self.rows if prompt]
+        """The prompts to be painted, in their order."""
+        return [prompt for prompt in self.rows if prompt not in self.origin.guides]
 
     def prepare(self, prompts: list[str]) -> Cond:
         """Prompts to `tokens` [B, L, D] and `mask` [B, L].
@@ -69,7 +78,7 @@ class Pack(nn.Module):
         for prompt in prompts:
             if prompt not in self.rows:
                 raise GessoError(
-                    f"{self.source} has no prompt {prompt[:60]!r} among its {len(self.prompts)}: "
+                    f"{self.source} has no prompt {prompt[:60]!r} among its {len(self.rows)}: "
                     "encode it, or paint with the text encoder."
                 )
         rows = [self.rows[prompt] for prompt in prompts]
