@@ -132,6 +132,22 @@ class Cond:
             joined[f.name] = torch.cat(values)
         return Cond(**joined)
 
+    def trim(self, multiple: int = 8) -> Cond:
+        """Drop text columns that are padding in every row; a mask that masks nothing goes, too.
+
+        What attends to the text under its mask does not change. A row without any real token
+        would, as it averages its padding, so then nothing is dropped.
+
+        Args:
+            multiple: of the length that is left, so that few lengths occur.
+        """
+        if self.tokens is None or self.mask is None or not self.mask.any(dim=1).all():
+            return self
+        last = int(self.mask.any(dim=0).nonzero().max())  # the last column that some row reads
+        length = -(-(last + 1) // multiple) * multiple
+        mask = self.mask[:, :length]
+        return self.replace(tokens=self.tokens[:, :length], mask=None if mask.all() else mask)
+
     def where(self, drop: Tensor, other: Cond) -> Cond:
         """Rows of `other` where `drop` [B] bool is True, own rows elsewhere (caption dropout)."""
         import torch

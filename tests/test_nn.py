@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gesso.backbones.pixart import Config, PixArt
 from gesso.nn import compile as nn_compile
-from gesso.nn.attention import attend, explicit_attention, mask_bias
+from gesso.nn.attention import attend, attention_by_picture, explicit_attention, mask_bias
 from gesso.nn.compile import compile_blocks
 from gesso.nn.linear import Linear
 from gesso.nn.mlp import gelu_tanh
@@ -69,12 +69,38 @@ def test_the_kernel_follows_the_measured_rule(monkeypatch) -> None:
     )
     fused = noted("fused", F.scaled_dot_product_attention)
     monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", fused)
-    for dtype, n in ((torch.bfloat16, 256), (torch.bfloat16, 257), (torch.float32, 128)):
-        x = torch.zeros(1, 1, n, 8, dtype=dtype)
+    monkeypatch.setattr(
+        "gesso.nn.attention.attention_by_picture", noted("by picture", attention_by_picture)
+    )
+    for dtype, heads, n in (
+        (torch.bfloat16, 1, 256),
+        (torch.bfloat16, 1, 257),
+        (torch.float32, 1, 128),
+        (torch.bfloat16, 3, 64),
+        (torch.bfloat16, 16, 640),
+    ):
+        x = torch.zeros(1, heads, n, 8, dtype=dtype)
         attend(x, x, x)
         with torch.no_grad():
             attend(x, x, x)
-    assert calls == ["explicit", "fused", "fused", "fused", "fused", "fused"]
+    with_gradients, without = calls[::2], calls[1::2]
+    assert with_gradients == ["explicit", "fused", "fused", "explicit", "fused"]
+    assert without == ["by picture", "by picture", "fused", "fused", "fused"]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sharpness", [1.0, 6.0])
+def test_attention_by_picture_is_as_exact_as_the_fused_kernel(masked, sharpness) -> None:
+    q, k, v, mask = operands()
+    half = [(sharpness * x).bfloat16() for x in (q, k, v)]
+    bias = mask_bias(mask, torch.bfloat16) if masked else None
+    exact = F.scaled_dot_product_attention(
+        *(x.float() for x in half), attn_mask=None if bias is None else bias.float()
+    )
+    fused = F.scaled_dot_product_attention(*half, attn_mask=bias)
+    ours = attention_by_picture(*half, bias)
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).norm() < 1.5 * (fused - exact).norm()
 
 
 @pytest.mark.parametrize("autocast", [False, True])

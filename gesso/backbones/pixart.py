@@ -9,6 +9,7 @@ L text tokens, D width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gesso.config import Config as BaseConfig
-from gesso.nn.attention import CrossAttention, SelfAttention, mask_bias
+from gesso.nn.attention import CrossAttention, KeysValues, SelfAttention, mask_bias
 from gesso.nn.init import normal_, zero_
 from gesso.nn.kv_compress import CompressedSelfAttention
 from gesso.nn.mlp import Mlp
 from gesso.nn.modulation import modulated_norm
 from gesso.nn.patch import PatchEmbed, unpatchify
 from gesso.nn.position import sincos_2d
+from gesso.nn.prepared import Prepared
 from gesso.nn.timestep import ScalarEmbedder
 from gesso.types import Cond, GessoError, Prediction
 
@@ -107,7 +109,12 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)
 
     def forward(
-        self, x: Tensor, text: Tensor, bias: Tensor | None, t: Tensor, grid: tuple[int, int]
+        self,
+        x: Tensor,
+        text: Tensor | KeysValues,
+        bias: Tensor | None,
+        t: Tensor,
+        grid: tuple[int, int],
     ) -> Tensor:
         """x [B, N, D] on a grid, text [B, L, D], bias [B, 1, 1, L], t [B, 6, D] -> [B, N, D]."""
         # adaLN-single: one MLP of the timestep for all blocks, plus a table of the block's own.
@@ -175,14 +182,14 @@ class PixArt(nn.Module):
         )
         self.final_layer = FinalLayer(dim, p * p * out_channels)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Prediction:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | Prepared) -> Prediction:
         """Predict from noisy latents.
 
         Args:
             x: [B, C, h, w], h and w divisible by the patch size.
             t: [B] in 0..1000, fractions allowed.
             cond: tokens [B, L, text_dim]; mask [B, L] if some are padding; size [B, 2] and
-                aspect [B, 1] if the model has micro-conditions.
+                aspect [B, 1] if the model has micro-conditions. Or what `prepare` made of it.
 
         Returns:
             value [B, C, h, w], and aux["variance"] of the same shape with `learn_sigma`.
@@ -190,7 +197,8 @@ class PixArt(nn.Module):
         Raises:
             GessoError: the latent size or the condition does not fit the model.
         """
-        self._check(x, cond)
+        self._check(x)
+        ready = cond if isinstance(cond, Prepared) else self._embed(cond)
         config, (height, width) = self.config, x.shape[2:]
         dtype = self.x_embedder.proj.weight.dtype
         grid = (height // self.patch_size, width // self.patch_size)
@@ -198,20 +206,52 @@ class PixArt(nn.Module):
             *grid, config.hidden_size, config.base_size, config.interpolation_scale, x.device
         )
         tokens = self.x_embedder(x.to(dtype)) + position.to(dtype)  # [B, N, D]
-        time = self.t_embedder(t)  # [B, D]
-        if config.micro_conditions:
-            time = time + self._micro(cond)
-        shared = self.t_block(time).unflatten(1, (6, -1))  # [B, 6, D]
-        assert cond.tokens is not None
-        text = self.y_embedder(cond.tokens.to(dtype))  # [B, L, D]
-        bias = None if cond.mask is None else mask_bias(cond.mask, text.dtype)
-        for block in self.blocks:
-            tokens = block(tokens, text, bias, shared, grid)
+        time, shared = ready.at(t) or self._modulation(self.t_embedder(t), ready.micro)
+        for block, text in zip(self.blocks, ready.text, strict=True):
+            tokens = block(tokens, text, ready.bias, shared, grid)
         out = unpatchify(self.final_layer(tokens, time), height, width, self.patch_size)
         if not config.learn_sigma:
             return Prediction(out)
         value, variance = out.chunk(2, dim=1)  # 2 of [B, C, h, w]
         return Prediction(value, {"variance": variance})
+
+    def prepare(self, cond: Cond, times: Tensor | None = None) -> Prepared:
+        """What does not depend on x, once for many steps: the same pictures sooner.
+
+        Padding is dropped and every block's text keys and values are computed. Adapters that
+        change pictures (skipped blocks, reused attention, merged tokens) attach to the blocks and
+        have no part in this.
+
+        Args:
+            cond: as `forward` takes it. Weights must not change while the result is in use.
+            times: [S] the t to come, whose embeddings are computed at once. Used on their own
+                device, which is the CPU: to look t up, a GPU would have to wait.
+        """
+        ready = self._embed(cond.trim())
+        kv = [b.cross_attn.keys_values(ready.text[0]) for b in self.blocks]  # type: ignore
+        ready = replace(ready, text=[(k.contiguous(), v.contiguous()) for k, v in kv])
+        if times is None or times.device != kv[0][0].device:
+            return ready
+        rows = zip(*self._modulation(self.t_embedder(times)[:, None], ready.micro), strict=True)
+        return replace(ready, times=dict(zip(times.tolist(), rows, strict=True)))
+
+    def _embed(self, cond: Cond) -> Prepared:
+        config, tokens = self.config, cond.tokens
+        if tokens is None or tokens.shape[2] != config.text_dim:
+            found = "none" if tokens is None else f"width {tokens.shape[2]}"
+            raise GessoError(
+                f"pixart takes text tokens of width {config.text_dim}, got {found}: set its"
+                " text_dim to the text encoder's width."
+            )
+        text = self.y_embedder(tokens.to(self.x_embedder.proj.weight.dtype))  # [B, L, D]
+        bias = None if cond.mask is None else mask_bias(cond.mask, text.dtype)
+        micro = self._micro(cond) if config.micro_conditions else None
+        return Prepared([text] * config.depth, bias, micro)
+
+    def _modulation(self, time: Tensor, micro: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A time embedding [..., D] with micro-conditions, and t_block's output [..., 6, D]."""
+        time = time if micro is None else time + micro
+        return time, self.t_block(time).unflatten(-1, (6, -1))
 
     def null(self, cond: Cond) -> Cond:
         """The learned unconditional branch: the null caption under the prompt's own mask.
@@ -236,26 +276,19 @@ class PixArt(nn.Module):
 
     def _micro(self, cond: Cond) -> Tensor:
         """Embedding [B, D] of the picture's original height, width and aspect."""
-        assert cond.size is not None and cond.aspect is not None
+        if cond.size is None or cond.aspect is None:
+            raise GessoError(
+                "This pixart has micro-conditions: give the condition `size` and `aspect`."
+            )
         size = self.csize_embedder(cond.size.flatten()).view(len(cond.size), -1)  # [B, 2D/3]
         return torch.cat([size, self.ar_embedder(cond.aspect.flatten())], dim=1)
 
-    def _check(self, x: Tensor, cond: Cond) -> None:
-        p, config = self.patch_size, self.config
-        if x.shape[1] != config.in_channels or x.shape[2] % p or x.shape[3] % p:
+    def _check(self, x: Tensor) -> None:
+        p, channels = self.patch_size, self.config.in_channels
+        if x.shape[1] != channels or x.shape[2] % p or x.shape[3] % p:
             raise GessoError(
-                f"pixart takes latents of {config.in_channels} channels and sides divisible by"
-                f" {p}, not {list(x.shape[1:])}: change the picture's size or the encoder."
-            )
-        if cond.tokens is None or cond.tokens.shape[2] != config.text_dim:
-            found = "none" if cond.tokens is None else f"width {cond.tokens.shape[2]}"
-            raise GessoError(
-                f"pixart takes text tokens of width {config.text_dim}, got {found}: set its"
-                " text_dim to the text encoder's width."
-            )
-        if config.micro_conditions and (cond.size is None or cond.aspect is None):
-            raise GessoError(
-                "This pixart has micro-conditions: give the condition `size` and `aspect`."
+                f"pixart takes latents of {channels} channels and sides divisible by {p}, not"
+                f" {list(x.shape[1:])}: change the picture's size or the encoder."
             )
 
 

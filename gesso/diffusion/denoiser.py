@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from gesso.diffusion.paths import Path
@@ -17,25 +19,42 @@ class Denoiser:
     """A backbone on a noise path.
 
     Attributes:
-        backbone: (x [B, C, h, w], model time [B], cond) -> Prediction.
+        backbone: (x [B, C, h, w], model time [B], cond) -> Prediction. Where it has a
+            `prepare(cond, model times)`, it takes the result of that in place of a condition.
         path: its noise path.
         prediction: what `Prediction.value` means: epsilon, x0, v or flow.
     """
 
-    backbone: Callable[[Tensor, Tensor, Cond], Prediction]
+    backbone: Callable[[Tensor, Tensor, Any], Prediction]
     path: Path
     prediction: str
 
-    def bind(self, cond: Cond) -> Denoise:
-        """Fix the condition: (x [B, C, h, w], t [B] in the path's units) -> Denoised, float32."""
+    def bind(self, cond: Cond, times: Tensor | None = None) -> Denoise:
+        """Fix the condition: (x [B, C, h, w], t [B] in the path's units) -> Denoised, float32.
+
+        Call it under the autocast that the evaluations will run under; see `prepare`.
+        """
+        ready = self.prepare(cond, times)
 
         def denoise(x: Tensor, t: Tensor) -> Denoised:
-            prediction = self.predict(x, t, cond)
+            prediction = self.predict(x, t, ready)
             return self.views(prediction.value, x, t, prediction.aux.get("variance"))
 
         return denoise
 
-    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Prediction:
+    def prepare(self, cond: Cond, times: Tensor | None = None) -> Any:
+        """The condition as `predict` takes it soonest, or as it is while gradients are recorded.
+
+        Args:
+            cond: B rows.
+            times: [S] the t to come, in the path's units, if they are known.
+        """
+        prepare = getattr(self.backbone, "prepare", None)
+        if prepare is None or torch.is_grad_enabled():
+            return cond
+        return prepare(cond, None if times is None else self.path.model_time(times.float()))
+
+    def predict(self, x: Tensor, t: Tensor, cond: Any) -> Prediction:
         """The backbone's output, value and variance in float32 whatever it computes in."""
         out = self.backbone(x, self.path.model_time(t), cond)
         aux = {k: v.float() if k == "variance" else v for k, v in out.aux.items()}

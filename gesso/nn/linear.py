@@ -36,7 +36,20 @@ class _Affine(torch.autograd.Function):
 class Linear(nn.Linear):
     """[..., in] -> [..., out], with a bias; parameters and results as `nn.Linear`."""
 
+    packed: Tensor | None = None  # the weight as the CPU's kernel reads it; see gesso.nn.packed
+
+    def packed_forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """`forward` in bfloat16 by the packed weight, then tanh-GELU if asked: one kernel."""
+        x, bias = x.to(torch.bfloat16), self.bias.to(torch.bfloat16)
+        kind, approximation = ("gelu", "tanh") if gelu else ("none", "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.packed, bias, kind, [], approximation
+        )
+        return out
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None:
+            return self.packed_forward(x)
         if not (torch.compiler.is_compiling() and x.device.type == "cpu"):
             return F.linear(x, self.weight, self.bias)
         dtype = x.dtype

@@ -32,4 +32,6 @@ class Mlp(nn.Module):
         self.fc2 = xavier_(Linear(hidden, out))
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.fc1, Linear) and self.fc1.packed is not None:
+            return self.fc2(self.fc1.packed_forward(x, gelu=True))
         return self.fc2(gelu_tanh(self.fc1(x)))

@@ -25,7 +25,8 @@ def guide(
     """Predict null + guidance_scale (cond - null) (Ho & Salimans 2022, in Imagen's convention).
 
     Every latent channel is guided. Both branches run as one batch of 2B rows; where guidance is
-    off, and everywhere for guidance_scale 1, only the B conditional rows run.
+    off, and everywhere for guidance_scale 1, only the B conditional rows run. What depends on the
+    conditions alone is computed here, so call it under the autocast that the steps will run under.
 
     Args:
         denoiser: the backbone on its path.
@@ -37,16 +38,17 @@ def guide(
             brought back to the standard deviation of the conditional one.
         interval: guide only steps whose share i/N lies in [start, end) (Kynkaanniemi et al. 2024).
     """
-    conditional = denoiser.bind(cond)
+    times = schedule.t[:-1]
     if guidance_scale == 1:
-        return conditional
-    both = Cond.cat([cond, null])
+        return denoiser.bind(cond, times)
+    both = denoiser.prepare(Cond.cat([cond, null]), times)
     latest, earliest = _guided_times(schedule, interval)
     everywhere = latest == math.inf and earliest == -math.inf
+    conditional = None if everywhere else denoiser.bind(cond, times)
 
     def guided(x: Tensor, t: Tensor) -> Denoised:
         # A picture's t are all alike in a sampler; reading one is spared where it decides nothing.
-        if not everywhere and not earliest < t[0].item() < latest:
+        if conditional is not None and not earliest < t[0].item() < latest:
             return conditional(x, t)
         prediction = denoiser.predict(torch.cat([x, x]), torch.cat([t, t]), both)
         with_cond, without = prediction.value.chunk(2)  # 2 of [B, C, h, w]
