@@ -27,6 +27,7 @@ from gesso.data.buckets import Size, assign, published_table
 from gesso.diffusion.noise import Generators, draw_noise
 from gesso.diffusion.schedules import Schedule, make_schedule
 from gesso.model import Model
+from gesso.nn.packed import packed
 from gesso.repaint import Canvas, fitting_size, keep_unmasked, make_canvas, resize_and_crop
 from gesso.samplers.guidance import guide
 from gesso.types import Cond, GessoError
@@ -230,7 +231,9 @@ class Pipeline:
             if not schedule.from_noise:
                 x = schedule.alpha[0].item() * latents + schedule.sigma[0].item() * noise
         sample = module("samplers", contract.sampler).sample
-        with self._precision(contract):
+        backbone = self.model.backbone
+        rows = len(schedule) * noise[:, 0].numel() // backbone.patch_size**2
+        with self._precision(contract), packed(backbone, rows):
             denoise = guide(
                 self.model.denoiser(),
                 cond,

@@ -11,8 +11,10 @@ from gesso.backbones.pixart import Config, PixArt
 from gesso.diffusion.denoiser import Denoiser
 from gesso.diffusion.paths import DDPM, Flow
 from gesso.diffusion.schedules import make_schedule
+from gesso.nn.linear import Linear
 from gesso.nn.packed import packed
 from gesso.nn.prepared import Prepared
+from gesso.pipeline import Pipeline
 from gesso.samplers import euler
 from gesso.samplers.guidance import guide
 from gesso.types import Cond, GessoError, Prediction
@@ -203,3 +205,22 @@ def test_packing_is_undone_after_an_error_and_left_out_where_it_does_not_fit(hal
     with torch.no_grad():
         exact = joined(whole(torch.ones(1, 4, 4, 4), torch.ones(1), captions(3)))
     assert (out - exact).norm() < 0.03 * exact.norm()
+
+
+def test_a_pipeline_paints_the_same_with_packed_weights(tiny_model, monkeypatch) -> None:
+    tiny_model.backbone.bfloat16()
+    pipe = Pipeline(tiny_model)
+    before = {k: v.clone() for k, v in tiny_model.state().items()}
+    tiny_model.sample.dtype = "bfloat16"
+    options = {"seed": 3, "num_inference_steps": 8, "output_type": "latent"}
+    pictures, packs, forward = [], [], Linear.packed_forward
+    for threshold in (0, 10**9):
+        monkeypatch.setattr("gesso.nn.packed.BREAK_EVEN", threshold)
+        monkeypatch.setattr(
+            Linear, "packed_forward", lambda s, *a, **k: (packs.append(s), forward(s, *a, **k))[1]
+        )
+        pictures.append(pipe(["a red circle", "two blue stars"], **options).images)
+        monkeypatch.undo()
+    assert packs and not any(layer.packed is not None for layer in packs)
+    assert (pictures[0] - pictures[1]).norm() < 0.03 * pictures[1].norm()
+    assert all(torch.equal(v, before[k]) for k, v in tiny_model.state().items())

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from gesso.nn.linear import Linear
 
-ROWS = 512  # tokens in a product that the layout is chosen for; others run with it, too
+ROWS = 512  # of the products that the layout is chosen for; others run with it, too
+BREAK_EVEN = 2048  # rows from which on packing and unpacking take less time than they save
 
 
 @contextmanager
-def packed(network: nn.Module) -> Iterator[None]:
+def packed(network: nn.Module, rows: int = BREAK_EVEN) -> Iterator[None]:
     """Run a network's `Linear` layers in bfloat16 from packed weights, for inference on a CPU.
 
     oneDNN otherwise lays every weight out again in every step, and has no kernel that applies an
@@ -25,10 +26,15 @@ def packed(network: nn.Module) -> Iterator[None]:
 
     Other layers stay as they are: those whose weight is quantised or on another device, and all of
     them where gradients are recorded or the processor lacks these kernels.
+
+    Args:
+        network: the backbone.
+        rows: about how many rows (pictures x tokens x steps) its layers will see; below
+            `BREAK_EVEN` nothing is packed.
     """
-    layers = [m for m in network.modules() if isinstance(m, Linear) and _fits(m)]
-    if torch.is_grad_enabled() or not _supported():
-        layers = []
+    layers: list[Linear] = []
+    if rows >= BREAK_EVEN and not torch.is_grad_enabled() and _supported():
+        layers = [m for m in network.modules() if isinstance(m, Linear) and _fits(m)]
     try:
         with torch.inference_mode(False), torch.no_grad():
             for layer in layers:
