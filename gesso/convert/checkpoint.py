@@ -176,10 +176,10 @@ def _read_pickle(file: Path) -> Checkpoint:
                 raise
             values = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        if "Unsupported" in str(e) or "GLOBAL" in str(e):
-            what = str(e).partition("GLOBAL ")[2].split(" ")[0] or "objects that are no tensors"
+        refused = str(e).partition("GLOBAL ")[2].split(" ")[0]
+        if refused:
             raise GessoError(
-                f"{file} holds {what}, which only running code could rebuild; gesso runs none:"
+                f"{file} holds {refused}, which only running code could rebuild; gesso runs none:"
                 " save the weights as safetensors."
             ) from None
         raise _corrupt(file, e) from None

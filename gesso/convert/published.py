@@ -1,6 +1,6 @@
 """Published weights as a gesso model: finding their files, and putting the parts together.
 
-found = find("PixArt-alpha/PixArt-XL-2-1024-MS")    # or a folder, or a file: nothing is read yet
+found = find("PixArt-alpha/PixArt-XL-2-1024-MS")    # or a folder, or a file
 model = found.load()
 """
 
@@ -226,17 +226,27 @@ class Published:
         return contract
 
 
-def network_of(found: Checkpoint, hints: pixart.Hints) -> Network:
-    """A PixArt network from tensors whose prefix is stripped.
+def recognise(found: Checkpoint) -> pixart.Format:
+    """The format of a PixArt transformer's tensors, whose prefix is stripped.
 
     Raises:
-        GessoError: they are of another family (says of which), or do not tell the variant.
+        GessoError: they are of another model (says of which).
     """
     format = pixart.format_of_file(found.tensors, found.prefix)
     other = name_family(found.tensors)
     if format is None or (other and "PixArt" in other):
         what = f"is {other}" if other else "has none of a PixArt's tensors"
         raise GessoError(f"{found.where} {what}, not the weights of a PixArt transformer.")
+    return format
+
+
+def network_of(found: Checkpoint, hints: pixart.Hints) -> Network:
+    """A PixArt network from tensors whose prefix is stripped.
+
+    Raises:
+        GessoError: they are of another family (says of which), or do not tell the variant.
+    """
+    format = recognise(found)
     if METADATA in found.metadata:
         hints = _with_saved(hints, found.metadata[METADATA], found.where)
     positions = found.tensors.get(pixart.POSITIONS)
@@ -290,6 +300,8 @@ def find(
         found.files = [path]
     else:
         _look_into(path, found)
+    if found.root is None:  # what it is matters more than what it lacks; only names are read
+        recognise(checkpoint.strip_prefix(checkpoint.read(found.files), MARKERS))
     if vae is not None:
         found.vae = _part(vae, "vae")
     if text_encoder is not None:

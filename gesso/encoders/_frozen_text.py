@@ -149,7 +149,7 @@ def load_encoder(
             folder,
             subfolder=subfolder,
             dtype=getattr(torch, dtype),
-            use_safetensors=True,
+            weights_only=True,  # of pickled weights, tensors are read and nothing is run
             output_loading_info=True,
         )
         check_complete(info["missing_keys"])

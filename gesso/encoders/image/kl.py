@@ -99,7 +99,6 @@ def build(options: Config) -> KLAutoencoder:
             folder,
             subfolder=subfolder,
             torch_dtype=getattr(torch, options.dtype),
-            use_safetensors=True,
             low_cpu_mem_usage=False,  # or missing tensors would stay without storage
             output_loading_info=True,
         )
