@@ -57,7 +57,7 @@ def test_the_stream_does_not_change_between_versions():
     assert [(o.color, o.shape, o.size) for o in scene.objects] == GOLDEN
 
 
-GOLDEN = [("red", "triangle", "large"), ("purple", "star", "medium")]
+GOLDEN = [("red", "triangle", "large"), ("purple", "star", "large")]
 
 
 @pytest.mark.parametrize("level", LEVELS)

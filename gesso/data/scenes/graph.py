@@ -93,10 +93,11 @@ class Level:
     textures: tuple[str, ...] = ("solid",)
     gradients: bool = False
     words: tuple[str, ...] = ()
+    lattice: int = 0  # centres on multiples of 1/lattice and one radius a size; 0: anywhere, any
 
 
 LEVELS = {
-    1: Level(SHAPES[:4], ("medium", "large"), TAGS, ("grey",)),
+    1: Level(SHAPES[:4], ("medium", "large"), TAGS, ("grey",), lattice=8),
     2: Level(SHAPES, tuple(SIZES), KINDS, tuple(BACKGROUNDS)),
     3: Level(SHAPES, tuple(SIZES), KINDS, tuple(BACKGROUNDS), TEXTURES, True, WORDS),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 from typing import TypeVar
@@ -123,12 +124,12 @@ def arrange(
         if not same_size:
             size = pick(rng, fitting)
         low, high = SIZES[size]
-        radius = low + (high - low) * rng.random()
+        radius = low + (high - low) * (0.5 if world.lattice else rng.random())
         texture = pick(rng, world.textures)
+        edge = MARGIN + radius
         for _ in range(30):
-            x = MARGIN + radius + (1 - 2 * (MARGIN + radius)) * rng.random()
-            y_room = 1 - 2 * (MARGIN + radius) - (WORD_BAND if word else 0.0)
-            y = MARGIN + radius + y_room * rng.random()
+            x = _between(rng, edge, 1 - edge, world.lattice)
+            y = _between(rng, edge, 1 - edge - (WORD_BAND if word else 0.0), world.lattice)
             place = Object(shape, color, size, round(x, 4), round(y, 4), round(radius, 4), texture)
             if _fits(place, objects, relation):
                 objects.append(place)
@@ -144,6 +145,14 @@ def arrange(
         kind == "counting" and len(set(things)) == 1 and rng.random() < 0.5,
         word,
     )
+
+
+def _between(rng: Random, low: float, high: float, lattice: int) -> float:
+    """A number in low..high; a multiple of 1/lattice if that is not 0."""
+    if not lattice:
+        return low + (high - low) * rng.random()
+    first, last = math.ceil(low * lattice), math.floor(high * lattice)
+    return (first + int(rng.random() * (last - first + 1))) / lattice
 
 
 def _fits(new: Object, objects: list[Object], relation: str) -> bool:
