@@ -51,7 +51,7 @@ class Folder:
         return files
 
     def load(self, parts: Collection[str] = PARTS, dtype: str = "float32") -> Model:
-        return Model.load(self.path, parts)
+        return Model.load(self.path, parts, getattr(torch, dtype))
 
 
 def load(

@@ -195,12 +195,13 @@ class Model:
             for key, value in part.state_dict().items()
         }
 
-    def load_state(self, state: Mapping[str, Tensor], where: str) -> None:
+    def load_state(self, state: Mapping[str, Tensor], where: str, *, assign: bool = False) -> None:
         """Load tensors strictly.
 
         Args:
             state: keys as `state()` gives them.
             where: the file's name, for messages.
+            assign: the tensors become the parameters, instead of being copied into them.
 
         Raises:
             GessoError: a tensor is missing, left over or of another shape (names the first few).
@@ -223,7 +224,8 @@ class Model:
                 )
         for name, part in self.trained().items():
             cut = len(name) + 1
-            part.load_state_dict({k[cut:]: v for k, v in state.items() if k[:cut] == f"{name}."})
+            own_part = {k[cut:]: v for k, v in state.items() if k[:cut] == f"{name}."}
+            part.load_state_dict(own_part, assign=assign)
 
     def save(
         self,
@@ -255,12 +257,21 @@ class Model:
         (folder / DESCRIPTION).write_text(json.dumps(described.model_dump(), indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, parts: Collection[str] = PARTS) -> Model:
+    def load(
+        cls,
+        folder: Path,
+        parts: Collection[str] = PARTS,
+        dtype: torch.dtype = torch.float32,
+    ) -> Model:
         """Load a checkpoint folder.
+
+        Weights that the file holds in the wanted dtype are mapped, not copied: they take no memory
+        of their own until they are written to.
 
         Args:
             folder: with `model.safetensors` and `gesso.json`.
             parts: only these modules; the others are None.
+            dtype: of the backbone's weights; everything else is float32.
 
         Raises:
             GessoError: a file is missing, truncated or does not fit, or a frozen encoder is not
@@ -271,8 +282,13 @@ class Model:
             parts = PARTS
         left_out = PARTS - set(parts)
         state = read_tensors(folder / WEIGHTS, lambda key: key.partition(".")[0] not in left_out)
+        state = {key: _cast(key, value, dtype) for key, value in state.items()}
+        backbone = None
+        if description.backbone is not None and "backbone" in parts:
+            with torch.device("meta"):  # no memory and no random numbers for what is replaced
+                backbone = build("backbones", description.backbone)
         expected = dict(description.encoder_fingerprints)
-        model = cls.build(description, parts=parts)
+        model = cls.build(description, parts=parts, backbone=backbone)
         for name, found in model.description.encoder_fingerprints.items():
             if name in expected and expected[name] != found:
                 raise GessoError(
@@ -280,7 +296,7 @@ class Model:
                     f"found here ({found}): restore that encoder's files."
                 )
         model.description.encoder_fingerprints |= expected
-        model.load_state(state, str(folder / WEIGHTS))
+        model.load_state(state, str(folder / WEIGHTS), assign=True)
         return model
 
 
@@ -350,6 +366,13 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _cast(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The backbone's tensors in a dtype, others in float32, whole numbers as they are."""
+    if not value.is_floating_point():
+        return value
+    return value.to(dtype if key.startswith("backbone.") else torch.float32)
 
 
 def _complete(kind: str, spec: Spec) -> Spec:

@@ -20,6 +20,22 @@ def test_a_saved_model_comes_back_bit_for_bit(tiny_model, model_folder):
     assert read_description(model_folder).fingerprint == fingerprint(before)
 
 
+def test_loading_casts_the_backbone_and_leaves_the_file_alone(tiny_model, model_folder):
+    half = Model.load(model_folder, dtype=torch.bfloat16)
+    before = tiny_model.state()
+    for key, value in half.state().items():
+        dtype = torch.bfloat16 if key.startswith("backbone.") else torch.float32
+        assert torch.equal(value, before[key].to(dtype))
+        assert value.dtype == dtype
+    whole = Model.load(model_folder)
+    assert all(p.requires_grad and p.device.type == "cpu" for p in whole.backbone.parameters())
+    with torch.no_grad():
+        for p in whole.backbone.parameters():  # mapped from the file
+            p.add_(1)
+    again = Model.load(model_folder).state()
+    assert all(torch.equal(again[key], before[key]) for key in before)
+
+
 def test_the_description_has_every_default_written_out(model_folder):
     written = json.loads((model_folder / "gesso.json").read_text())
     assert written["backbone"]["mlp_ratio"] == 4.0
