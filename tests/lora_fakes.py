@@ -1,4 +1,4 @@
-"""A tiny PixArt in diffusers and in gesso with the same weights, and adapters that peft made on it."""
+"""A tiny PixArt in diffusers and in gesso with the same weights, and peft's adapters on it."""
 
 from __future__ import annotations
 

@@ -68,6 +68,11 @@ class Layer:
             return 1.0
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
+    @property
+    def whole(self) -> bool:
+        """Whether this is a product of whole factors, which has no rank."""
+        return self.kind == "lokr" and {"w1", "w2"} <= self.factors.keys()
+
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """s D: [o, i], or [o, i, k, k]; a Conv2d's may come as [o, i k k]."""
         f = {name: tensor.to(dtype) for name, tensor in self.factors.items()}
@@ -166,15 +171,33 @@ class Adapters:
     """The adapters of one network, in its weights (`fused`) or beside them.
 
     Attributes:
-        network: changed in place, so whoever holds its tensors sees the change.
+        network: changed in place, so whoever holds its tensors sees the change. None: not there
+            at the moment; see `attach`.
         loaded: in the order in which they were added.
-        fused: whether `network` computes with them.
+        fused: whether the network computes with them, or will once it is there.
     """
 
-    network: nn.Module
+    network: nn.Module | None
     loaded: list[Loaded] = field(default_factory=list)
     fused: bool = False
     _originals: dict[str, Tensor] = field(default_factory=dict)
+
+    def attach(self, network: nn.Module | None, *, keep: bool = True) -> None:
+        """Go over to another network, or to None; the one before stays as it is.
+
+        Args:
+            network: with its original weights; the adapters are fused into it if they were.
+            keep: its originals, so that it can be unfused; False spares their memory.
+
+        Raises:
+            GessoError: an adapter is for other layers or shapes.
+        """
+        self._originals.clear()
+        self.network = network
+        if self.fused:
+            self.fuse()
+        if not keep:
+            self._originals.clear()
 
     def add(self, adapter: Loaded) -> None:
         """Attach an adapter and fuse.
@@ -185,15 +208,12 @@ class Adapters:
         """
         if any(a.name == adapter.name for a in self.loaded):
             raise GessoError(f"A LoRA named {adapter.name!r} is loaded already: give another name.")
-        for layer in adapter.layers:
-            self._check(layer)
+        if self.network is not None:
+            for layer in adapter.layers:
+                weight = self._weight(layer.target)
+                layer.check(weight[_rows(layer, weight)].shape)
         self.loaded.append(adapter)
-        try:
-            self.fuse()
-        except GessoError:
-            self.loaded.remove(adapter)
-            self.fuse()
-            raise
+        self.fuse()
 
     def remove(self, name: str | None = None) -> None:
         """Take one adapter out, or all.
@@ -233,11 +253,14 @@ class Adapters:
     def fuse(self) -> None:
         """Make the network compute with the adapters as they are now; again is no change."""
         self.unfuse()
+        self.fused = True
+        if self.network is None:
+            return
         targets = dict.fromkeys(layer.target for a in self.loaded for layer in a.layers)
         for target in targets:
             weight = self._weight(target)
             original = weight.detach().clone()
-            total = original.float()
+            total = original.to(torch.float32, copy=True)
             for adapter in self.loaded:
                 for layer in adapter.layers:
                     if layer.target == target and adapter.weight:
@@ -245,7 +268,6 @@ class Adapters:
                         total[rows] += adapter.weight * layer.change(original[rows])
             self._originals[target] = original.cpu()
             weight.copy_(total)
-        self.fused = True
 
     @torch.no_grad()
     def unfuse(self) -> None:
@@ -256,6 +278,7 @@ class Adapters:
         self.fused = False
 
     def _weight(self, target: str) -> Tensor:
+        assert self.network is not None
         try:
             layer = self.network.get_submodule(target)
         except AttributeError:
@@ -272,11 +295,6 @@ class Adapters:
                 "quantising."
             )
         return weight
-
-    def _check(self, layer: Layer) -> None:
-        """Whether an adapter's change has its weight's shape."""
-        weight = self._weight(layer.target)
-        layer.check(weight[_rows(layer, weight)].shape)
 
 
 def _rows(layer: Layer, weight: Tensor) -> slice:

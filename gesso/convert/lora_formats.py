@@ -65,9 +65,10 @@ class Format:
                         f"The LoRA has two adapters of {path}, fused and split: this format holds "
                         "one."
                     )
+                # Keys hold no scale of a Kronecker product of two whole factors.
+                if self.alpha == "folded" or (self.alpha == "key" and layer.whole):
+                    layer = fold(layer)
                 arranged[path] = layer if self.alpha == "key" else _without_mid(layer)
-        if self.alpha == "folded":
-            arranged = {path: fold(layer) for path, layer in arranged.items()}
         return arranged
 
     def _projections(self, layers: list[Layer]) -> list[Layer]:

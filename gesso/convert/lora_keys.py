@@ -222,7 +222,7 @@ def _layer(
     if kind is None or not any(needed <= factors.keys() for needed in _NEEDED[kind]):
         has = ", ".join(sorted(factors)) or "alpha or magnitude"
         raise GessoError(f"{where} has only {has} of the adapter of {path}: it is incomplete.")
-    whole = kind == "lokr" and not any(name.endswith("_b") for name in factors)
+    whole = kind == "lokr" and {"w1", "w2"} <= factors.keys()
     rank = 1
     if not whole:
         inner = {"lora": "down", "loha": "w1_b"}.get(kind)
@@ -239,6 +239,9 @@ def _layer(
         stabilised = bool(config.get("use_rslora"))
         if whole:
             rank = int(_pattern(config.get("rank_pattern"), path, config.get("r", 8)))
+    magnitude = entry.get("magnitude")
+    if magnitude is not None and "down" in factors and magnitude.dim() < factors["down"].dim():
+        magnitude = magnitude.view(*magnitude.shape, *[1] * (factors["down"].dim() - 2))
     return Layer(
         target=address[0],
         kind=kind,
@@ -246,7 +249,7 @@ def _layer(
         rank=rank,
         alpha=alpha,
         rank_stabilised=stabilised,
-        magnitude=entry.get("magnitude"),
+        magnitude=magnitude,
         part=address[1:],
     )
 

@@ -104,9 +104,7 @@ def _lokr(layers: Mapping[str, Layer]) -> tuple[dict[str, Layer], dict[str, Any]
     ranked = {}
     for path, layer in layers.items():
         o1, o2, i1, i2 = sizes[path]
-        rank, whole = layer.rank, not any(n.endswith("_b") for n in layer.factors)
-        if whole:
-            rank = -(-max(o2, i2) // 2)
+        rank = -(-max(o2, i2) // 2) if layer.whole else layer.rank
         # peft's own rule for which factors are whole.
         first = not (both and rank < max(o1, i1) / 2)
         second = not rank < max(o2, i2) / 2
@@ -115,7 +113,7 @@ def _lokr(layers: Mapping[str, Layer]) -> tuple[dict[str, Layer], dict[str, Any]
                 f"peft builds no LoKr of the shapes that {path} has ({o1}x{i1} times {o2}x{i2}): "
                 "choose another format."
             )
-        ranked[path] = replace(layer, rank=rank, alpha=layer.scale * rank) if whole else layer
+        ranked[path] = replace(layer, rank=rank, alpha=layer.scale * rank) if layer.whole else layer
     conv = any("t2" in layer.factors for layer in layers.values())
     return ranked, {
         "decompose_factor": factor,
@@ -137,10 +135,10 @@ def _sizes(layer: Layer) -> tuple[int, int, int, int]:
 
 
 def _factorise(size: int, factor: int) -> tuple[int, int]:
-    """LyCORIS's rule: `factor` and its complement if it divides `size`, else the most even pair
-    whose smaller number is at most `factor` (-1: no limit). The smaller comes first."""
+    """peft's rule: `factor` and its complement if it divides `size`, else the most even pair, the
+    smaller first, whose smaller number is at most `factor` (-1: no limit)."""
     if factor > 0 and size % factor == 0:
-        return min(factor, size // factor), max(factor, size // factor)
+        return factor, size // factor
     limit = math.isqrt(size) if factor < 0 else min(math.isqrt(size), factor)
     small = next(n for n in range(limit, 0, -1) if size % n == 0)
     return small, size // small
