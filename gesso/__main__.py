@@ -2,4 +2,5 @@
 
 from gesso.cli import main
 
-main()
+if __name__ == "__main__":  # the processes of a parallel training import this, too
+    main()

@@ -71,6 +71,7 @@ class TrainConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; weights stay float32
     compile: bool = False
     device: str = "auto"
+    processes: int = Field(default=1, ge=0)  # that share each batch on a CPU; 0: one a core
     log_every: int = 20
     validate_every: int = 0  # steps between validation pictures and losses; 0: at the end only
     save_every: int = 500

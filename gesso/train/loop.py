@@ -38,6 +38,7 @@ from gesso.train.optim import (
     named_parameters,
     optimizer_state,
 )
+from gesso.train.parallel import Group
 from gesso.types import Batch, GessoError
 
 Painter = Callable[[Model, Path], None]
@@ -51,6 +52,7 @@ def train(
     model: Model,
     dataset: Dataset,
     painter: Painter | None = None,
+    group: Group | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def train(
         model: built from the recipe; holds the averaged weights when this returns.
         dataset: gives the batches.
         painter: called with the averaged weights at every validation.
+        group: the processes that train together, led by this one; default: it alone.
         resume: continue from the newest checkpoint in `run`.
         quiet: show no progress.
 
@@ -75,7 +78,7 @@ def train(
             does not fit or cannot be written.
     """
     newest = open_run(run, recipe, resume)
-    trainer = Trainer(recipe, run, model, dataset, painter)
+    trainer = Trainer(recipe, run, model, dataset, painter, group)
     if newest is not None:
         trainer.restore(newest)
     log = RunLog(run, trainer.step, quiet)
@@ -85,6 +88,18 @@ def train(
     finally:
         trainer.feed.close()
         log.close()
+
+
+def follow(
+    group: Group, recipe: Recipe, run: Path, *, model: Model, dataset: Dataset, resume: bool
+) -> None:
+    """The part of a process that follows another one's `train`, with its arguments."""
+    trainer = Trainer(recipe, run, model, dataset, None, group)
+    newest = checkpoint.checkpoints(run)[-1:] if resume else []
+    for folder in newest:
+        trainer.restore(folder)
+    trainer.fit(None, None)
+    trainer.feed.close()
 
 
 class Trainer:
@@ -99,7 +114,9 @@ class Trainer:
         model: Model,
         dataset: Dataset,
         painter: Painter | None,
+        group: Group | None = None,
     ) -> None:
+        self.group = group or Group()
         self.recipe, self.config, self.run = recipe, recipe.train, run
         self.device = pick_device(self.config.device)
         self.model, self.painter = model.to(self.device), painter
@@ -124,6 +141,7 @@ class Trainer:
         self.validation: dict[str, float] = {}
         self._before = self._share_before = 0.0  # seconds and share of the sessions before
         self._start = time.perf_counter()
+        self.now = 0.0  # `seconds` of the leader before this step: what every process goes by
 
     @property
     def seconds(self) -> float:
@@ -134,30 +152,48 @@ class Trainer:
     def share(self) -> float:
         """How much of the training is done, 0..1."""
         if self.config.minutes:
-            return min(1.0, self.seconds / (60 * self.config.minutes))
+            return min(1.0, self.now / (60 * self.config.minutes))
         return min(1.0, self.step / self.config.steps)
 
-    def fit(self, log: RunLog, interrupt: Interrupt) -> dict[str, Any]:
-        """Run until the end or an interrupt; returns what `train` returns."""
-        config, self.log = self.config, log
-        if config.compile:
+    def fit(self, log: RunLog | None, interrupt: Interrupt | None) -> dict[str, Any]:
+        """Run until the end or an interrupt; returns what `train` returns.
+
+        Only the leader of a group has a log, and signals to hear.
+        """
+        if self.config.compile:
             compile_blocks(self.learners.values())
         self._start = time.perf_counter()  # the budget pays for training, not for its set-up
+        stop = self._agree(interrupt)
         self._share_before = self.share
-        over = self.share >= 1
-        while not over and interrupt.received is None:
+        while self.share < 1 and not stop:
             self._train_step()
-            over = self.share >= 1
-            logs = self.step % config.log_every == 0
-            if logs:
-                self._log_metrics()
-            share = self.share - self._share_before
-            left = (1 - self.share) / max(share, 1e-9) * (time.perf_counter() - self._start)
-            log.progress(self.share, self.step, self.latest, left, line=logs)
-            if not over and config.validate_every and self.step % config.validate_every == 0:
-                self._validate()
-            if not over and self.step % config.save_every == 0:
-                self._save_if_possible()
+            stop = self._agree(interrupt)
+            if log is not None:
+                self._report(log)
+        return {} if log is None or interrupt is None else self._finish(log, interrupt)
+
+    def _agree(self, interrupt: Interrupt | None) -> bool:
+        """Go by the leader's clock; returns whether it was told to stop."""
+        told = interrupt is not None and interrupt.received is not None
+        self.now, stop = self.group.agree(self.seconds, told)
+        return bool(stop)
+
+    def _report(self, log: RunLog) -> None:
+        """After a step: metrics, progress, and in their turn validation and checkpoints."""
+        config, self.log = self.config, log
+        logs = self.step % config.log_every == 0
+        if logs:
+            self._log_metrics()
+        share = self.share - self._share_before
+        left = (1 - self.share) / max(share, 1e-9) * (time.perf_counter() - self._start)
+        log.progress(self.share, self.step, self.latest, left, line=logs)
+        if self.share < 1 and config.validate_every and self.step % config.validate_every == 0:
+            self._validate()
+        if self.share < 1 and self.step % config.save_every == 0:
+            self._save_if_possible()
+
+    def _finish(self, log: RunLog, interrupt: Interrupt) -> dict[str, Any]:
+        self.log, over = log, self.share >= 1
         if self.step > self.saved_step:
             self._log_metrics()
             if over:
@@ -185,7 +221,7 @@ class Trainer:
         config, start = self.config, time.perf_counter()
         first = self.step * config.accumulate
         batches = [self.feed[first + m] for m in range(config.accumulate)]
-        lr = learning_rate(config, self.step, self.seconds)
+        lr = learning_rate(config, self.step, self.now)
         for role in self.learners.values():
             role.train()
         for index, phase in enumerate(self.objective.phases):
@@ -195,7 +231,9 @@ class Trainer:
             problem = self.guard.problem(phase.name, loss, norm, self.step >= config.warmup)
             if problem is not None:
                 keys = [key for batch in batches for key in batch.keys]
-                self.log.say(self.guard.skip(self.step, problem, keys, self.saved))
+                said = self.guard.skip(self.step, problem, keys, self.saved)
+                if self.group.leads:
+                    self.log.say(said)
                 break
             self.optimizers[phase.name].step(lr)
         else:
@@ -211,16 +249,19 @@ class Trainer:
         for p in self.params.values():
             p.grad = None
         losses = []
+        rank = [self.group.rank] if self.group.rank else []
         for m, batch in enumerate(batches):
-            generator = draws(self.device, self.recipe.seed, self.step, index, m)
+            generator = draws(self.device, self.recipe.seed, self.step, index, m, *rank)
             with self._precision():
-                out = self.objective.loss(phase.name, batch, generator)
+                out = self.objective.loss(phase.name, self.group.share(batch), generator)
             (out.loss / len(batches)).backward()
             losses.append(out.loss.detach().float())
             self.meter.record({prefix + name: value for name, value in out.metrics.items()})
+        mean = torch.stack(losses).mean()
+        self.group.mean_([mean, *self.optimizers[phase.name].gradients()])
         norm = self.optimizers[phase.name].clip(self.config.clip)
         # The one place where the loop waits for the device.
-        loss, grad_norm = torch.stack([torch.stack(losses).mean(), norm.float()]).tolist()
+        loss, grad_norm = torch.stack([mean, norm.float()]).tolist()
         self.meter.record({f"{prefix}loss": loss, f"{prefix}grad_norm": grad_norm})
         return loss, grad_norm
 

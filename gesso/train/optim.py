@@ -108,10 +108,13 @@ class Optimizer:
                 )
             )
 
+    def gradients(self) -> list[Tensor]:
+        """Those that there are, in the order of the parameters."""
+        return [p.grad for p in self.params.values() if p.grad is not None]
+
     def clip(self, norm: float) -> Tensor:
         """Scale the gradients to at most `norm` (0: leave them); returns the norm before."""
-        grads = [p.grad for p in self.params.values() if p.grad is not None]
-        total = torch.nn.utils.get_total_norm(grads)
+        total = torch.nn.utils.get_total_norm(self.gradients())
         if norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.params.values(), norm, total)
         return total

@@ -16,8 +16,10 @@ from gesso.loading import find
 from gesso.model import WEIGHTS, Model, read_tensors
 from gesso.pipeline import Pipeline
 from gesso.progress import steps_bar
+from gesso.train import parallel
+from gesso.train.device import pick_device
 from gesso.train.folder import refuse_existing
-from gesso.train.loop import Dataset, Painter, train
+from gesso.train.loop import Dataset, Painter, follow, train
 
 
 def train_recipe(
@@ -41,19 +43,47 @@ def train_recipe(
     """
     if not resume:
         refuse_existing(run)
-    recipe = with_vocabulary(recipe)
-    model = Model.from_recipe(recipe)
-    if recipe.init is not None:
-        weights = find(recipe.init) / WEIGHTS
-        model.load_state(read_tensors(weights), str(weights))
+    recipe = with_processes(with_vocabulary(recipe))
+    model = make_model(recipe)
     dataset = make_dataset(recipe, model, run / "cache", quiet=quiet)
     painter = None
     if model.backbone is not None and recipe.validation.prompts:
         painter = make_painter(recipe.validation)
-    result = train(
-        recipe, run, model=model, dataset=dataset, painter=painter, resume=resume, quiet=quiet
-    )
+    with parallel.start(recipe.train.processes, follow_recipe, (recipe, run, resume)) as group:
+        result = train(
+            recipe,
+            run,
+            model=model,
+            dataset=dataset,
+            painter=painter,
+            group=group,
+            resume=resume,
+            quiet=quiet,
+        )
     return {**result, "paints": model.backbone is not None}
+
+
+def follow_recipe(group: parallel.Group, recipe: Recipe, run: Path, resume: bool) -> None:
+    """What each further process of `train_recipe` does; the pictures are encoded already."""
+    model = make_model(recipe)
+    dataset = make_dataset(recipe, model, run / "cache", quiet=True)
+    follow(group, recipe, run, model=model, dataset=dataset, resume=resume)
+
+
+def make_model(recipe: Recipe) -> Model:
+    """The model that a recipe starts from: random weights, or those of `init`."""
+    model = Model.from_recipe(recipe)
+    if recipe.init is not None:
+        weights = find(recipe.init) / WEIGHTS
+        model.load_state(read_tensors(weights), str(weights))
+    return model
+
+
+def with_processes(recipe: Recipe) -> Recipe:
+    """Put the number in where `train.processes` is 0: one a core."""
+    train = recipe.train
+    n = parallel.count(train.processes, train.batch_size, pick_device(train.device))
+    return recipe.model_copy(update={"train": train.model_copy(update={"processes": n})})
 
 
 def encode_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
