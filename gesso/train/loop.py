@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gesso.config import Recipe, resolve
 from gesso.model import Model
 from gesso.nn.compile import compile_blocks
 from gesso.objectives import Objective
-from gesso.train import checkpoint
+from gesso.train import checkpoint, saving
 from gesso.train.device import draws, pick_device
 from gesso.train.ema import EMA
 from gesso.train.feed import Dataset, Feed
@@ -31,13 +30,7 @@ from gesso.train.guard import Guard
 from gesso.train.heldout import validation_losses
 from gesso.train.interrupt import Interrupt
 from gesso.train.log import Meter, RunLog
-from gesso.train.optim import (
-    Optimizer,
-    learning_rate,
-    load_optimizer_state,
-    named_parameters,
-    optimizer_state,
-)
+from gesso.train.optim import Optimizer, learning_rate, named_parameters
 from gesso.train.parallel import Group
 from gesso.types import Batch, GessoError
 
@@ -80,7 +73,7 @@ def train(
     newest = open_run(run, recipe, resume)
     trainer = Trainer(recipe, run, model, dataset, painter, group)
     if newest is not None:
-        trainer.restore(newest)
+        saving.restore(trainer, newest)
     log = RunLog(run, trainer.step, quiet)
     try:
         with Interrupt() as interrupt:
@@ -97,7 +90,7 @@ def follow(
     trainer = Trainer(recipe, run, model, dataset, None, group)
     newest = checkpoint.checkpoints(run)[-1:] if resume else []
     for folder in newest:
-        trainer.restore(folder)
+        saving.restore(trainer, folder)
     trainer.fit(None, None)
     trainer.feed.close()
 
@@ -139,14 +132,14 @@ class Trainer:
         self.saved: Path | None = None
         self.latest: dict[str, float] = {}  # the metrics that were logged last
         self.validation: dict[str, float] = {}
-        self._before = self._share_before = 0.0  # seconds and share of the sessions before
+        self.seconds_before = self._share_before = 0.0  # of the sessions before
         self._start = time.perf_counter()
         self.now = 0.0  # `seconds` of the leader before this step: what every process goes by
 
     @property
     def seconds(self) -> float:
         """Time used, over all sessions of the run."""
-        return self._before + time.perf_counter() - self._start
+        return self.seconds_before + time.perf_counter() - self._start
 
     @property
     def share(self) -> float:
@@ -190,7 +183,10 @@ class Trainer:
         if self.share < 1 and config.validate_every and self.step % config.validate_every == 0:
             self._validate()
         if self.share < 1 and self.step % config.save_every == 0:
-            self._save_if_possible()
+            try:
+                saving.save(self)
+            except GessoError as e:  # the next one may succeed, and the last one must
+                log.say(f"{e} The training goes on.")
 
     def _finish(self, log: RunLog, interrupt: Interrupt) -> dict[str, Any]:
         self.log, over = log, self.share >= 1
@@ -198,7 +194,7 @@ class Trainer:
             self._log_metrics()
             if over:
                 self._validate()
-            self._save()
+            saving.save(self)
         if not over:
             log.say(f"Stopped at step {self.step}; the same command with --resume continues.")
         self.ema.swap()  # the caller gets the model that was saved
@@ -289,52 +285,3 @@ class Trainer:
                 file.parent.mkdir(exist_ok=True)
                 self.painter(self.model, file)
                 self.log.picture(self.step, file)
-
-    def _save_if_possible(self) -> None:
-        try:
-            self._save()
-        except GessoError as e:  # the next one may succeed, and the last one must
-            self.log.say(f"{e} The training goes on.")
-
-    def _save(self) -> None:
-        state = checkpoint.State(
-            numbers={
-                "step": self.step,
-                "seconds": self.seconds,
-                "ema_updates": self.ema.updates,
-                "guard": self.guard.state(),
-                "latest": self.latest,
-                "validation": self.validation,
-            },
-            weights=self._weights(),
-            ema=dict(self.ema.average),
-            optimizer=optimizer_state(self.optimizers),
-        )
-        with self.ema.applied():
-            self.saved = checkpoint.save(self.run, self.model, state, self.config.keep)
-        self.saved_step = self.step
-
-    def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            GessoError: it is damaged or does not fit the recipe.
-        """
-        state = checkpoint.load(folder)
-        checkpoint.restore(self._weights(), state.weights, f"{folder} (weights)")
-        checkpoint.restore(self.ema.average, state.ema, f"{folder} (ema)")
-        load_optimizer_state(self.optimizers, state.optimizer)
-        numbers = state.numbers
-        self.step, self._before = numbers["step"], numbers["seconds"]
-        self.ema.updates = numbers["ema_updates"]
-        self.guard.load_state(numbers["guard"])
-        self.latest, self.validation = numbers["latest"], numbers["validation"]
-        self.saved, self.saved_step = folder, self.step
-
-    def _weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers of every role, by `role.name`."""
-        return {
-            f"{name}.{key}": value
-            for name, role in self.roles.items()
-            for key, value in role.state_dict().items()
-        }
