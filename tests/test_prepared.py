@@ -11,6 +11,7 @@ from gesso.backbones.pixart import Config, PixArt
 from gesso.diffusion.denoiser import Denoiser
 from gesso.diffusion.paths import DDPM, Flow
 from gesso.diffusion.schedules import make_schedule
+from gesso.nn.compile import compile_blocks
 from gesso.nn.linear import Linear
 from gesso.nn.packed import packed
 from gesso.nn.prepared import Prepared
@@ -186,6 +187,22 @@ def test_packed_weights_compute_the_same_and_come_back(half: PixArt) -> None:
     assert all(torch.equal(v, before[k]) for k, v in half.state_dict().items())
     assert all(p is parameters[k] for k, p in half.named_parameters())
     half(x, t, cond).value.float().sum().backward()  # it can be trained on as before
+
+
+def test_compiled_blocks_sample_the_same_and_are_not_packed() -> None:
+    model, cond = randomised(CONFIG), captions(3, 11)
+    x, t = torch.randn(2, 4, 8, 8), torch.full((2,), 400.0)
+    with torch.inference_mode():
+        ready = model.prepare(cond, t[:1])
+        plain = joined(model(x, t, ready))
+        assert compile_blocks([model], learning=False)
+        fast = joined(model(x, t, ready))
+    assert close(fast, plain, 1e-5)
+    model.bfloat16()
+    with torch.inference_mode(), packed(model):
+        assert model.blocks[0].mlp.fc1.packed is None
+    model(x, t, cond).value.float().sum().backward()  # eager, and as before
+    assert model.blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
 
 
 def test_packing_is_undone_after_an_error_and_left_out_where_it_does_not_fit(half: PixArt) -> None:

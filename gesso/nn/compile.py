@@ -1,4 +1,4 @@
-"""Compiling networks for training: one graph for all blocks of a kind."""
+"""Compiling networks: one graph for all blocks of a kind."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from gesso.types import Cond
 TEXT_MULTIPLE = 8
 
 
-def compile_blocks(networks: Iterable[nn.Module]) -> bool:
-    """Compile the members of every `nn.ModuleList` of some networks, in place, for training.
+def compile_blocks(networks: Iterable[nn.Module], *, learning: bool = True) -> bool:
+    """Compile the members of every `nn.ModuleList` of some networks, in place.
 
     Compiling whole networks gains nothing more and takes longer: blocks of one class share one
     graph, so the time (20 to 40 s on two busy cores, at the first step) does not grow with depth.
-    Calls that record no gradients stay eager, as sampling and validation come in many sizes, each
-    of which would compile again. Names, state dicts and deep copies stay as they are.
+    Names, state dicts and deep copies stay as they are.
 
     Args:
         networks: on their final devices.
+        learning: compile for calls that record gradients; those that record none stay eager, as
+            sampling and validation come in many sizes, each of which would compile again. False:
+            the other way round. Then a picture's size is a constant of the graph, prepared texts
+            come in multiples of 8 tokens, and another size or length compiles once more.
 
     Returns:
         True if compiled; False, after one warning, where there is no working compiler.
@@ -35,17 +38,18 @@ def compile_blocks(networks: Iterable[nn.Module]) -> bool:
             torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
         except Exception as e:  # whatever the compiler stack raises, training can do without it
             reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-            warnings.warn(f"Training is slower, as nothing compiles: {reason[:200]}", stacklevel=2)
+            warnings.warn(f"Nothing compiles, so all is slower: {reason[:200]}", stacklevel=2)
             return False
     compiled: dict[type, Callable[..., Tensor]] = {}
     for network in networks:
         for block in _blocks(network):
             cls = type(block)
             if cls not in compiled:
-                compiled[cls] = _when_learning(cls.forward)
+                compiled[cls] = _when(cls.forward, learning)
             # A bound method, which a deep copy of the block binds to the copy.
             block.forward = types.MethodType(compiled[cls], block)
-        network.register_forward_pre_hook(_FixedText())
+        if learning:
+            network.register_forward_pre_hook(_FixedText())
     return True
 
 
@@ -54,11 +58,11 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
     return [block for members in lists for block in members]
 
 
-def _when_learning(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _when(forward: Callable[..., Tensor], learning: bool) -> Callable[..., Tensor]:
     fast = torch.compile(forward)
 
     def either(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        use = fast if torch.is_grad_enabled() else forward
+        use = fast if torch.is_grad_enabled() == learning else forward
         return use(self, *args, **kwargs)
 
     return either

@@ -25,7 +25,7 @@ def packed(network: nn.Module, rows: int = BREAK_EVEN) -> Iterator[None]:
     copies, half of their size.
 
     Other layers stay as they are: those whose weight is quantised or on another device, and all of
-    them where gradients are recorded or the processor lacks these kernels.
+    them where gradients are recorded, blocks are compiled or the processor lacks these kernels.
 
     Args:
         network: the backbone.
@@ -33,7 +33,8 @@ def packed(network: nn.Module, rows: int = BREAK_EVEN) -> Iterator[None]:
             `BREAK_EVEN` nothing is packed.
     """
     layers: list[Linear] = []
-    if rows >= BREAK_EVEN and not torch.is_grad_enabled() and _supported():
+    compiled = any("forward" in vars(m) for m in network.modules())  # see gesso.nn.compile
+    if rows >= BREAK_EVEN and not (compiled or torch.is_grad_enabled()) and _supported():
         layers = [m for m in network.modules() if isinstance(m, Linear) and _fits(m)]
     try:
         with torch.inference_mode(False), torch.no_grad():
