@@ -319,13 +319,13 @@ def _from_diffusers_config(
     """Heads and positions by diffusers' config, with the defaults of its model class."""
     heads, width = values.get("num_attention_heads", 16), values.get("attention_head_dim", 72)
     size = values.get("sample_size", 128)
-    micro = values.get("use_additional_conditions")
+    micro = values.get("use_additional_conditions")  # None: diffusers goes by the size
     asked = {
         "hidden_size": heads * width,
         "patch_size": values.get("patch_size", 2),
         "depth": values.get("num_layers", 28),
         "in_channels": values.get("in_channels", 4),
-        "micro_conditions": size == 128 if micro is None else micro,
+        "micro_conditions": read["micro_conditions"] if micro is None else micro,
     }
     for name, value in asked.items():
         if read[name] != value:
