@@ -16,6 +16,7 @@ from gesso.convert import published as published_weights
 from gesso.encoders.pack import Pack
 from gesso.memory import available_bytes, gib, total_bytes
 from gesso.model import DESCRIPTION, PARTS, WEIGHTS, Model, checkpoint_in, read_description
+from gesso.nn.quantize import Kind
 from gesso.pipeline import Pipeline
 from gesso.types import GessoError
 
@@ -61,10 +62,13 @@ def load(
     device: Any = None,
     low_memory: bool | None = None,
     pack: str | Path | None = None,
+    quantize: Kind | None = None,
+    tiling: bool = False,
     variant: str | None = None,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
     clean: str | None = None,
+    lora: str | Path | Sequence[str | Path | tuple[str | Path, float]] = (),
 ) -> Pipeline:
     """Load a model into a pipeline.
 
@@ -78,11 +82,17 @@ def load(
             together; default: where the free memory is too small for both, with a warning.
         pack: a prompt pack (`gesso encode --prompts`) in place of the text encoder, which is then
             not loaded.
+        quantize: "int8" or "bfloat16": smaller weights in the denoiser's blocks, and with int8 in
+            a frozen text encoder's; `gesso quantize` tells what that costs.
+        tiling: decode, and encode, in overlapping tiles, which bounds memory at 2K and changes
+            pictures a little. Low memory alone already decodes one picture at a time.
         variant: of published weights, where the files cannot tell: a name of
             `gesso.backbones.pixart.SIZES`, such as "sigma-1024".
         vae, text_encoder: folder or hub id of the encoders of published weights that come without.
         clean: how captions of published weights are cleaned: "none", "lower" or "alpha"; default:
             as the software does that the files belong to.
+        lora: LoRAs to paint with: paths, "path:weight" or (path, weight); see
+            `gesso.pipeline.Pipeline.load_lora`.
 
     Raises:
         GessoError: no such model, or its files are incomplete, truncated or do not fit.
@@ -97,18 +107,36 @@ def load(
         model = source.load(parts, name or "float32")
         if name is not None:
             model.sample.dtype = name  # type: ignore[assignment]
+        if tiling and model.image_encoder is not None:
+            _vae(model).enable_tiling()
         return model.to(device)
 
     shown = str(path or DEFAULT)
     if pack is not None:
         model = read(PARTS - {"text_encoder"})
         model.text_encoder = Pack.read(Path(pack)).check(model.description)
-        return Pipeline(model, shown)
-    if low_memory is None:
-        low_memory = _too_large(source, device)
-    if low_memory:
-        return Pipeline(read({"image_encoder"}), shown, read)
-    return Pipeline(read(PARTS), shown)
+        pipe = Pipeline(model, shown)
+    elif low_memory or (low_memory is None and _too_large(source, device)):
+        model = read({"image_encoder"})
+        if hasattr(model.image_encoder, "vae"):
+            model.image_encoder.vae.enable_slicing()
+        pipe = Pipeline(model, shown, read)
+    else:
+        pipe = Pipeline(read(PARTS), shown)
+    for spec in [lora] if isinstance(lora, str | Path) else lora:
+        pipe.load_lora(*(spec if isinstance(spec, tuple) else split_weight(str(spec))))
+    if quantize is not None:
+        pipe.quantize(quantize)
+    return pipe
+
+
+def split_weight(spec: str) -> tuple[str, float]:
+    """ "file.safetensors:0.8" -> its path and weight; without a number behind it, weight 1."""
+    path, _, weight = spec.rpartition(":")
+    try:
+        return (path, float(weight)) if path else (spec, 1.0)
+    except ValueError:  # a colon of the path's own
+        return spec, 1.0
 
 
 def find_source(path: str | Path | None, **published: Any) -> Source:
@@ -158,6 +186,13 @@ def find(path: str | Path | None) -> Path:
 def _shipped() -> dict[str, Path]:
     """The folders of the models that ship with gesso, by name."""
     return {p.parent.name: p.parent for p in ASSETS.glob(f"*/{DESCRIPTION}")}
+
+
+def _vae(model: Model) -> Any:
+    """The diffusers autoencoder inside a model's image encoder."""
+    if not hasattr(model.image_encoder, "vae"):
+        raise GessoError("This model's image encoder is too small to tile: leave tiling out.")
+    return model.image_encoder.vae
 
 
 def _too_large(source: Source, device: Any) -> bool:

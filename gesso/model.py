@@ -34,6 +34,7 @@ from gesso.config import (
 from gesso.diffusion.denoiser import Denoiser
 from gesso.diffusion.paths import Path as NoisePath
 from gesso.diffusion.paths import make_path
+from gesso.nn.quantize import Kind, quantize_blocks
 from gesso.types import GessoError
 
 if TYPE_CHECKING:
@@ -186,6 +187,26 @@ class Model:
     @property
     def device(self) -> torch.device:
         return next(p.device for part in self.parts().values() for p in part.parameters())
+
+    def quantizable(self, kind: Kind) -> dict[str, nn.Module]:
+        """The loaded parts that `quantize` makes smaller: the backbone, and with int8 a frozen
+        text encoder, too (bfloat16 ones are loaded as such, by their own option)."""
+        found = {} if self.backbone is None else {"backbone": self.backbone}
+        frozen = self.text_encoder is not None and not self.text_encoder.trainable
+        if kind == "int8" and frozen:
+            found["text_encoder"] = self.text_encoder
+        return found
+
+    def quantize(self, kind: Kind) -> None:
+        """Make weights smaller for inference, see `gesso.nn.quantize`; in place, for good.
+
+        Raises:
+            GessoError: int8 without torchao, or a network without blocks.
+        """
+        for part in self.quantizable(kind).values():
+            quantize_blocks(part, kind)
+        if kind == "bfloat16":
+            self.sample.dtype = "bfloat16"
 
     def state(self) -> dict[str, Tensor]:
         """The trained parts' tensors, keys `part.tensor`."""

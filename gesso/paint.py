@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from gesso.data.images import load_rgb
 from gesso.encoders.pack import Pack
 from gesso.loading import load
+from gesso.nn.quantize import Kind
 from gesso.pipeline import Pipeline, PipelineOutput
 from gesso.png import read_png, save_png
 from gesso.progress import steps_bar
@@ -39,9 +41,12 @@ def paint_to_files(
     vae: str | None = None,
     text_encoder: str | None = None,
     clean: str | None = None,
+    lora: Sequence[str] = (),
     dtype: str | None = None,
     device: str | None = None,
     low_memory: bool | None = None,
+    quantize: Kind | None = None,
+    tiling: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Paint `n` pictures of a prompt into PNG files.
@@ -56,6 +61,7 @@ def paint_to_files(
             and the picture that it was painted over, if that is where it was and as it was.
         pack: a prompt pack to read in place of the text encoder.
         variant, vae, text_encoder, clean: of published weights, see `gesso.loading.load`.
+        lora: LoRAs, as "path" or "path:weight"; none: those of `like`.
         quiet: no progress bar.
         For the rest see `gesso.pipeline.Pipeline.__call__`; None means the model's contract.
 
@@ -66,9 +72,15 @@ def paint_to_files(
         GessoError: no prompt, a broken size, a foreign picture, or a model that is not the one
             that painted `like`.
     """
-    height, width = _size(size)
-    options: dict[str, Any] = {"device": device, "low_memory": low_memory, "pack": pack}
+    height, width = parse_size(size)
+    options: dict[str, Any] = {
+        "device": device,
+        "low_memory": low_memory,
+        "pack": pack,
+        "tiling": tiling,
+    }
     options |= {"variant": variant, "vae": vae, "text_encoder": text_encoder, "clean": clean}
+    options["lora"] = list(lora)
     if like is not None:
         made = read_png(like)
         prompt = made["prompt"] if prompt is None else prompt
@@ -80,7 +92,15 @@ def paint_to_files(
             strength = made["strength"] if strength is None else strength
             if mask is None and made.get("mask"):
                 mask = _found_again(like, made["mask"], "--mask")
+        if not lora:
+            options["lora"] = [(a["path"], a["weight"]) for a in made.get("lora", [])]
+        options["quantize"] = quantize or made.get("quantize")
         pipe = load(model or made["model"], dtype=dtype or contract["dtype"], **options)
+        if not lora and pipe.lora_metadata() != made.get("lora", []):
+            raise GessoError(
+                f"{like} was painted with LoRAs that have changed since: name them with --lora to "
+                "repaint it anyway."
+            )
         found = pipe.model.description.fingerprint
         if model is None and found != made["fingerprint"]:
             raise GessoError(
@@ -93,7 +113,7 @@ def paint_to_files(
         if image is not None and size is None:
             height, width = contract["height"], contract["width"]
     else:
-        pipe = load(model, dtype=dtype, **options)
+        pipe = load(model, dtype=dtype, quantize=quantize, **options)
     prompts = [prompt] if prompt is not None else []
     if not prompts and isinstance(pipe.model.text_encoder, Pack):
         prompts = pipe.model.text_encoder.prompts
@@ -117,7 +137,8 @@ def paint_to_files(
             callback=show,
         )
     seconds = time.perf_counter() - started
-    shared: dict[str, Any] = {"negative_prompt": negative}
+    shared: dict[str, Any] = {"negative_prompt": negative, "lora": pipe.lora_metadata()}
+    shared["quantize"] = pipe.quantized
     if image is not None:
         shared |= {"image": _reference(image), "strength": output.strength}
         shared |= {"mask": _reference(mask)} if mask is not None else {}
@@ -129,7 +150,12 @@ def paint_to_files(
     }
 
 
-def _size(size: str | None) -> tuple[int | None, int | None]:
+def parse_size(size: str | None) -> tuple[int | None, int | None]:
+    """(height, width) of "HxW" or "H".
+
+    Raises:
+        GessoError: another form.
+    """
     if size is None:
         return None, None
     match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", size.strip())

@@ -12,6 +12,7 @@ Dims: N pictures, n of them in a batch, H x W pixels, C latent channels, h, w la
 from __future__ import annotations
 
 import gc
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -22,17 +23,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gesso.adapters.lora import Adapters, Loaded
 from gesso.config import SampleConfig, module, resolve, validate
+from gesso.convert import lora as lora_files
 from gesso.data.buckets import Size, assign, published_table
 from gesso.diffusion.noise import Generators, draw_noise
 from gesso.diffusion.schedules import Schedule, make_schedule
 from gesso.model import Model
 from gesso.nn.packed import packed
+from gesso.nn.quantize import Kind
 from gesso.repaint import Canvas, fitting_size, keep_unmasked, make_canvas, resize_and_crop
 from gesso.samplers.guidance import guide
 from gesso.types import Cond, GessoError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gesso.repaint import Picture
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -85,6 +91,8 @@ class Pipeline:
         self.model = model
         self.source = source
         self._read = read
+        self._adapters = Adapters(model.backbone)
+        self.quantized: Kind | None = None
         for part in model.parts().values():
             part.eval()
 
@@ -384,6 +392,101 @@ class Pipeline:
         gc.collect()
         if getattr(self.model, part) is None:
             setattr(self.model, part, getattr(self._read({part}), part).eval())
+            if part == "backbone":
+                self._adapters.attach(self.model.backbone, keep=False)
+            if self.quantized is not None:
+                self.model.quantize(self.quantized)
+
+    def quantize(self, kind: Kind) -> None:
+        """Make weights smaller, see `gesso.nn.quantize`; for good, so load LoRAs before.
+
+        Raises:
+            GessoError: an unknown kind, int8 without torchao, or a network without blocks.
+        """
+        self.quantized = kind
+        self.model.quantize(kind)
+
+    # LoRA.
+
+    @property
+    def loras(self) -> list[Loaded]:
+        """The LoRAs that are loaded, in order: name, weight, layers, source, fingerprint."""
+        return list(self._adapters.loaded)
+
+    def load_lora(self, path: str | Path, weight: float = 1.0, name: str | None = None) -> str:
+        """Load a LoRA, LoHa, LoKr or DoRA of any trainer (docs/lora.md) and paint with it.
+
+        It changes the denoiser's weights in place; those that it touches are kept on the CPU, so
+        `unfuse_lora` and `remove_lora` bring the original bits back.
+
+        Args:
+            path: a file, or a folder that peft, diffusers or PixArt's trainer wrote.
+            weight: how much of it; several add up.
+            name: default: the file's name, numbered if that is taken.
+
+        Returns:
+            The name.
+
+        Raises:
+            GessoError: an unreadable file, or one that is not for this model.
+        """
+        if not math.isfinite(weight):
+            raise GessoError(f"The weight of a LoRA is a number, not {weight}: give one like 0.8.")
+        network = self._lora_network()
+        own = {n for n, _ in network.named_modules()} if network is not None else set()
+        read = lora_files.read(path, own)
+        for note in read.notes:
+            warnings.warn(note, stacklevel=2)
+        taken = {adapter.name for adapter in self._adapters.loaded}
+        numbered = (f"{read.name}-{i}" for i in range(2, len(taken) + 3))
+        free = next(n for n in (read.name, *numbered) if n not in taken)
+        loaded = Loaded(name or free, weight, read.layers, str(path), read.fingerprint)
+        self._adapters.add(loaded)
+        return loaded.name
+
+    def fuse_lora(self) -> None:
+        """Paint with the loaded LoRAs again, after `unfuse_lora`; loading one fuses it already."""
+        self._lora_network()
+        self._adapters.fuse()
+
+    def unfuse_lora(self) -> None:
+        """Paint without the LoRAs: the original weights, bit for bit. They stay loaded."""
+        self._lora_network()
+        self._adapters.unfuse()
+
+    def set_lora(self, name: str, weight: float) -> None:
+        """Change a LoRA's weight.
+
+        Raises:
+            GessoError: no such LoRA.
+        """
+        self._lora_network()
+        self._adapters.set_weight(name, weight)
+
+    def remove_lora(self, name: str | None = None) -> None:
+        """Take one LoRA out, or all.
+
+        Raises:
+            GessoError: no such LoRA.
+        """
+        self._lora_network()
+        self._adapters.remove(name)
+
+    def lora_metadata(self) -> list[dict[str, Any]]:
+        """What a picture's metadata say of the LoRAs that it is painted with."""
+        if not self._adapters.fused:
+            return []
+        return [
+            {"path": a.source, "weight": a.weight, "fingerprint": a.fingerprint}
+            for a in self._adapters.loaded
+        ]
+
+    def _lora_network(self) -> Any:
+        """The network whose adapters are about to change; with little memory it is read anew."""
+        if self._read is not None:
+            self.model.backbone = None
+            self._adapters.attach(None)
+        return self._adapters.network
 
 
 def _as_list(prompt: str | Sequence[str]) -> list[str]:
