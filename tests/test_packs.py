@@ -168,10 +168,10 @@ def test_low_memory_paints_the_same_and_never_holds_both(any_folder, monkeypatch
     wanted = load(any_folder, device="cpu", low_memory=False)(["a red circle", "blue"], **CALL)
     alive, read = {}, Model.load.__func__
 
-    def watched(cls, folder, parts=loading.PARTS):
+    def watched(cls, folder, parts=loading.PARTS, *rest, **more):
         held = {name for name, ref in alive.items() if ref() is not None}
         assert not (held | set(parts)) >= {"text_encoder", "backbone"}
-        model = read(cls, folder, parts)
+        model = read(cls, folder, parts, *rest, **more)
         alive.update({name: weakref.ref(part) for name, part in model.parts().items()})
         return model
 
