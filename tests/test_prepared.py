@@ -189,6 +189,17 @@ def test_packed_weights_compute_the_same_and_come_back(half: PixArt) -> None:
     half(x, t, cond).value.float().sum().backward()  # it can be trained on as before
 
 
+def test_weights_that_were_loaded_in_inference_mode_come_back_usable(half: PixArt) -> None:
+    x, t, cond = torch.randn(2, 4, 8, 8), torch.full((2,), 400.0), captions(3, 11)
+    with torch.inference_mode():
+        model = PixArt(CONFIG).bfloat16()
+        model.load_state_dict(half.state_dict())
+        before = joined(model(x, t, cond))
+        with packed(model):
+            assert model.blocks[0].mlp.fc1.packed is not None
+        assert torch.equal(joined(model(x, t, cond)), before)
+
+
 def test_compiled_blocks_sample_the_same_and_are_not_packed() -> None:
     model, cond = randomised(CONFIG), captions(3, 11)
     x, t = torch.randn(2, 4, 8, 8), torch.full((2,), 400.0)

@@ -37,20 +37,28 @@ def packed(network: nn.Module, rows: int = BREAK_EVEN) -> Iterator[None]:
     if rows >= BREAK_EVEN and not (compiled or torch.is_grad_enabled()) and _supported():
         layers = [m for m in network.modules() if isinstance(m, Linear) and _fits(m)]
     try:
-        with torch.inference_mode(False), torch.no_grad():
-            for layer in layers:
-                weight = layer.weight.data
-                layer.packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), ROWS)
-                if weight.dtype == torch.bfloat16:
-                    layer.weight.data = weight.new_empty(0)
+        for layer in layers:
+            _pack(layer)
         yield
     finally:
-        # Not as inference tensors, which could not be trained on.
-        with torch.inference_mode(False), torch.no_grad():
-            for layer in layers:
-                if layer.packed is not None and layer.weight.numel() == 0:
-                    layer.weight.data = layer.packed.to_dense()
-                layer.packed = None
+        for layer in layers:
+            _unpack(layer)
+
+
+def _pack(layer: Linear) -> None:
+    # Weights that were no inference tensors must not become some: they could not be trained on.
+    with torch.no_grad(), torch.inference_mode(layer.weight.is_inference()):
+        weight = layer.weight.data
+        layer.packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), ROWS)
+        if weight.dtype == torch.bfloat16:
+            layer.weight.data = weight.new_empty(0)
+
+
+def _unpack(layer: Linear) -> None:
+    with torch.no_grad(), torch.inference_mode(layer.weight.is_inference()):
+        if layer.packed is not None and layer.weight.numel() == 0:
+            layer.weight.data = layer.packed.to_dense()
+        layer.packed = None
 
 
 def _fits(layer: Linear) -> bool:
