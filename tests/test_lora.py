@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora_fakes import TRAINER_TARGETS, backbone, ours, peft_adapter, theirs
+from lora_fakes import TRAINER_TARGETS, backbone, ours, peer, peft_adapter, theirs
+from safetensors.torch import save_file
 
 from gesso.adapters.lora import Adapters, Loaded
 from gesso.convert.lora import read
@@ -177,3 +178,45 @@ def test_names_are_unique_and_known(loras):
     for change in (adapters.remove, adapters.get, lambda n: adapters.set_weight(n, 1.0)):
         with pytest.raises(GessoError, match="no LoRA named 'b': loaded are a"):
             change("b")
+
+
+LYCORIS = {
+    "lora tucker": {"algo": "lora", "use_tucker": True, "conv_dim": 2},
+    "dora per output": {"algo": "lora", "dora_wd": True, "wd_on_output": True},
+    "dora per input": {"algo": "lora", "dora_wd": True, "wd_on_output": False},
+    "loha tucker": {"algo": "loha", "use_tucker": True},
+    "loha dora": {"algo": "loha", "dora_wd": True, "wd_on_output": False},
+    "lokr": {"algo": "lokr"},
+    "lokr both": {"algo": "lokr", "factor": 4, "decompose_both": True, "use_tucker": True},
+    "lokr whole": {"algo": "lokr", "factor": 4, "full_matrix": True},
+    "lokr dora": {"algo": "lokr", "factor": 4, "unbalanced_factorization": True, "dora_wd": True},
+}
+
+
+@pytest.mark.parametrize("name", LYCORIS)
+def test_outputs_are_those_of_lycoris(name, tmp_path, monkeypatch):
+    pytest.importorskip("lycoris")
+    from lycoris import wrapper
+
+    model = backbone(micro_conditions=True)
+    other, before = peer(model), ours(model)
+    everything = {"target_module": ["PixArtTransformer2DModel"]}
+    monkeypatch.setitem(wrapper.PRESET, "pixart", everything)
+    network = wrapper.create_lycoris(
+        other, linear_dim=3, linear_alpha=2, preset="pixart", **LYCORIS[name]
+    )
+    network.apply_to()
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, p in network.named_parameters():
+            if "dora" in key:
+                p.mul_(0.5 + torch.rand(p.shape, generator=g))
+            else:
+                p.copy_(0.3 * torch.randn(p.shape, generator=g))
+    state = {k: v.detach().clone() for k, v in network.eval().state_dict().items()}
+    save_file(state, tmp_path / "x.safetensors")
+    attach(model, tmp_path / "x.safetensors")
+    expected = theirs(other, micro=True)
+    scale = expected.abs().max().item()
+    assert (ours(model) - before).abs().max() > 1e-2 * scale
+    assert (ours(model) - expected).abs().max() <= 1e-5 * max(1.0, scale)

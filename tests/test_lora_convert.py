@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from lora_fakes import TRAINER_TARGETS, backbone, ours, peft_adapter, theirs
+from lora_fakes import TRAINER_TARGETS, backbone, ours, peer, peft_adapter, theirs
 from safetensors.torch import load_file, save_file
 
 from gesso.adapters.lora import Adapters, Layer, Loaded
@@ -122,12 +122,40 @@ def test_peft_loads_what_was_converted_for_it(sources, tmp_path, kind, via):
     model = backbone(micro_conditions=True)
     convert(sources[kind], tmp_path / "via.safetensors", via)
     convert(tmp_path / "via.safetensors", tmp_path / "peft", "peft")
-    from lora_fakes import peer
-
     adapted = peft.PeftModel.from_pretrained(peer(model), tmp_path / "peft").eval()
     expected = theirs(adapted, micro=True)
     adapters = Adapters(model)
     adapters.add(Loaded("a", 1.0, read(sources[kind]).layers))
+    assert (ours(model) - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_peft_loads_the_folded_file_with_alpha_equal_to_rank(sources, tmp_path, kind):
+    """As diffusers does with such files: it configures peft so that every scale is 1."""
+    convert(sources[kind], tmp_path / "x.safetensors", "diffusers")
+    stored = {
+        k.replace("transformer.", "base_model.model.", 1): v
+        for k, v in load_file(tmp_path / "x.safetensors").items()
+    }
+    ranks = {
+        k.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): v.shape[0]
+        for k, v in stored.items()
+        if ".lora_A." in k
+    }
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=3,
+        target_modules=list(ranks),
+        rank_pattern=ranks,
+        alpha_pattern=ranks,
+        use_dora=kind == "dora",
+    )
+    model = backbone(micro_conditions=True)
+    adapted = peft.get_peft_model(peer(model), config).eval()
+    result = peft.set_peft_model_state_dict(adapted, stored)
+    assert not result.unexpected_keys
+    Adapters(model).add(Loaded("a", 1.0, read(sources[kind]).layers))
+    expected = theirs(adapted, micro=True)
     assert (ours(model) - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
 
 

@@ -45,7 +45,9 @@ class Format:
     paths: Literal["split", "fused", "any"]
     flat: bool = False
     ab: bool = True
-    magnitude: Literal["dora_scale", "lora_magnitude_vector", "magnitude"] = "dora_scale"
+    magnitude: Literal[
+        "dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight", "magnitude"
+    ] = "dora_scale"
     alpha: Literal["key", "config", "folded"] = "key"
     kinds: tuple[Kind, ...] = ("lora", "loha", "lokr")
     files: Mapping[str, str] = field(default_factory=dict)
@@ -139,7 +141,7 @@ _PEFT = Format(
     files={"adapter_model.safetensors": ""},
 )  # fmt: skip
 _DIFFUSERS = Format(
-    "transformer.", "split", magnitude="lora_magnitude_vector", alpha="folded",
+    "transformer.", "split", magnitude="lora_magnitude_vector.weight", alpha="folded",
     kinds=("lora",),
 )  # fmt: skip
 _LYCORIS = Format("lycoris_", "split", flat=True, ab=False)
