@@ -11,10 +11,11 @@ from published_fakes import transformer
 from torch import Tensor
 
 from gesso.backbones.pixart import SIZES, Config, PixArt
-from gesso.convert import pixart
+from gesso.convert import pixart, variants
 from gesso.convert.checkpoint import Checkpoint
-from gesso.convert.pixart import Hints, from_diffusers, identify, to_diffusers, to_original
-from gesso.convert.published import network_of
+from gesso.convert.network import network_of
+from gesso.convert.pixart import from_diffusers, to_diffusers, to_original
+from gesso.convert.variants import Hints, identify
 from gesso.types import GessoError
 
 PUBLISHED = [n for n in SIZES if n != "demo"]
@@ -191,7 +192,7 @@ def test_the_family_of_a_lone_diffusers_transformer(size, scale, micro, family) 
     assert found == family
     if family is None:
         with pytest.raises(GessoError, match=r"could be xl-512 or sigma-512.*--variant"):
-            pixart.need_family(found, config, "file")
+            variants.need_family(found, config, "file")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,33 @@ def test_a_folder_with_an_lcm_scheduler_samples_as_lcm(alpha, tmp_path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("PixArt-LCM-XL-2-1024-MS", ("lcm", 4, 1, "lcm", None)),
+        ("PixArt-Alpha-DMD-XL-2-512x512", ("one_step", 1, 1, "linspace", (400,))),
+        ("PixArt-XL-2-512x512", ("dpm_solver", 20, 4.5, "linspace", None)),
+    ],
+)
+def test_distilled_models_are_known_by_their_published_names(alpha, tmp_path, name, expected):
+    (tmp_path / name).symlink_to(alpha[0])
+    c = find(tmp_path / name).load(parts=["backbone"]).sample
+    steps = (c.sampler, c.num_inference_steps, c.guidance_scale, c.spacing, c.timesteps)
+    assert steps == expected
+
+
+def test_one_step_pictures_equal_diffusers(tmp_path: Path) -> None:
+    from diffusers import DDPMScheduler
+
+    reference = pipeline(tmp_path / "PixArt-Alpha-DMD", "alpha")
+    reference.scheduler = DDPMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False)
+    pipe = gesso.load(tmp_path / "PixArt-Alpha-DMD", device="cpu")
+    latents = noise(2, 64, 32)
+    options = {"timesteps": [400], "num_inference_steps": 1, "guidance_scale": 1.0}
+    expected = theirs(reference, PROMPTS[:2], latents, **options)
+    assert apart(ours(pipe, PROMPTS[:2], latents), expected) < 1
+
+
 def test_parts_are_loaded_alone_and_in_bfloat16(alpha) -> None:
     source = find(alpha[0])
     model = source.load(["backbone"], "bfloat16")
@@ -232,7 +260,11 @@ def test_every_file_of_the_same_weights_paints_the_same_picture(sigma, files, ki
     given = {} if kind == "gesso" else {"vae": folder, "text_encoder": folder}
     if kind in ("shards", "pickled"):
         given["variant"] = "sigma-256"
-    pipe = gesso.load(files[kind], device="cpu", **given)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pipe = gesso.load(files[kind], device="cpu", **given)
+    averaged = [w for w in said if "averaged weights" in str(w.message)]
+    assert len(averaged) == (kind == "training.pth")
     # Files of the authors' layout come with their own endpoints and read captions raw.
     original = kind.endswith(".pth")
     assert pipe.model.sample.spacing == ("continuous" if original else "linspace")
@@ -256,16 +288,16 @@ def test_averaged_weights_keep_the_trained_null_caption(tmp_path) -> None:
 
 
 def test_an_original_file_with_a_null_caption_guides_with_it(alpha, tmp_path) -> None:
-    from gesso.convert import checkpoint, pixart
-    from gesso.convert.published import MARKERS, network_of
+    from gesso.convert import pixart, variants
+    from gesso.convert.network import network_of, read_pixart
 
     tensors = load_file(alpha[0] / "transformer" / "diffusion_pytorch_model.safetensors")
     tensors["caption_projection.y_embedding"] = torch.randn(120, 16)
     shutil.copytree(alpha[0], tmp_path / "early")
     save_file(tensors, tmp_path / "early" / "transformer" / "diffusion_pytorch_model.safetensors")
     convert(tmp_path / "early", tmp_path / "x.pth", "original")
-    read = checkpoint.strip_prefix(checkpoint.read([tmp_path / "x.pth"]), MARKERS)
-    network = network_of(read, pixart.Hints())
+    read = read_pixart([tmp_path / "x.pth"])
+    network = network_of(read, variants.Hints())
     assert torch.equal(network.state[pixart.NULL], tensors["caption_projection.y_embedding"])
     pipe = gesso.load(tmp_path / "x.pth", vae=alpha[0], text_encoder=alpha[0], device="cpu")
     assert pipe.model.sample.null == "learned" and pipe.model.text_encoder.max_tokens == 120

@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gesso.backbones.pixart import Config
-from gesso.convert import checkpoint, lora, pixart
+from gesso.convert import checkpoint, lora, pixart, variants
 from gesso.convert.checkpoint import read_json
-from gesso.convert.published import MARKERS, METADATA, Network, find, network_of, saved_options
+from gesso.convert.network import METADATA, Network, network_of, read_pixart, saved_options
+from gesso.convert.published import find
 from gesso.model import PARTS, WEIGHTS, Model, checkpoint_in, read_description, read_tensors
 from gesso.types import Cond, GessoError
 
@@ -92,7 +93,7 @@ def convert(
         else:
             _write(network, partial, out, to)
             files = checkpoint.weight_files(partial) if partial.is_dir() else [partial]
-            read = checkpoint.strip_prefix(checkpoint.read(files, str(out)), MARKERS)
+            read = read_pixart(files, str(out))
             hints = _hints(partial)
             written = network_of(read, hints)
             after, count = _run(written), len(read.tensors)
@@ -166,7 +167,7 @@ def _of_gesso(folder: Path) -> Network:
     tensors = read_tensors(folder / WEIGHTS, lambda key: key.startswith("backbone."))
     state = {k.removeprefix("backbone."): v for k, v in tensors.items()}
     tokens = (described.text_encoder or {}).get("max_tokens", 0)
-    return Network(state, config, pixart.TOKENS.get(tokens), "original", str(folder))
+    return Network(state, config, variants.TOKENS.get(tokens), "original", str(folder))
 
 
 def _write(network: Network, partial: Path, out: Path, to: str) -> None:
@@ -191,9 +192,9 @@ def _write(network: Network, partial: Path, out: Path, to: str) -> None:
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
 
 
-def _hints(partial: Path) -> pixart.Hints:
+def _hints(partial: Path) -> variants.Hints:
     config = partial / "config.json"
-    return pixart.Hints(transformer=read_json(config) if config.is_file() else None)
+    return variants.Hints(transformer=read_json(config) if config.is_file() else None)
 
 
 def _inputs(config: Config) -> tuple[Tensor, Tensor, Cond]:

@@ -6,86 +6,27 @@ model = found.load()
 
 from __future__ import annotations
 
-import json
+import re
+import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from gesso.backbones.pixart import Config as PixArtConfig
-from gesso.backbones.pixart import PixArt
 from gesso.config import DiffusionConfig, SampleConfig
-from gesso.convert import checkpoint, hub, pixart
-from gesso.convert.checkpoint import WEIGHT_SUFFIXES, Checkpoint, read_json
-from gesso.convert.families import name_family
-from gesso.encoders._weights import fingerprint
+from gesso.convert import checkpoint, hub, pixart, variants
+from gesso.convert.checkpoint import WEIGHT_SUFFIXES, read_json
+from gesso.convert.network import Network, read_network, read_pixart
 from gesso.model import PARTS, Description, Model
-from gesso.nn.init import WithoutWeights
 from gesso.types import GessoError
 
-METADATA = "gesso"  # key under which converted files carry family and options as JSON
-MARKERS = ("t_block.1.weight", "adaln_single.linear.weight")
 PIPELINES: dict[str, pixart.Family] = {
     "PixArtAlphaPipeline": "alpha",
     "PixArtSigmaPipeline": "sigma",
 }
 TRANSFORMERS = ("PixArtTransformer2DModel", "Transformer2DModel")
-MAX_TOKENS: dict[pixart.Family, int] = {"alpha": 120, "sigma": 300}
-
-
-@dataclass
-class Network:
-    """A PixArt network read from published files.
-
-    Attributes:
-        state: tensors in gesso's names, of the files' dtype.
-        config: the network's options.
-        family: "alpha" or "sigma"; None where nothing tells.
-        raw: tensors as the files name them, without prefixes.
-        format: of the files.
-        fingerprint: over names and sampled values, as the files have them.
-        where: the file or folder.
-    """
-
-    state: dict[str, Tensor]
-    config: PixArtConfig
-    family: pixart.Family | None
-    format: pixart.Format
-    where: str
-    raw: Mapping[str, Tensor] = field(default_factory=dict)
-    fingerprint: str = ""
-    notes: list[str] = field(default_factory=list)
-
-    def build(self, dtype: torch.dtype | None = None) -> PixArt:
-        """The network with these weights, cast to `dtype` if given; in evaluation mode.
-
-        Raises:
-            GessoError: a tensor is missing, unknown or of another shape (names the first few).
-        """
-        with WithoutWeights():
-            network = PixArt(self.config)
-        own = network.state_dict()
-        for problem, keys in (
-            ("lacks the tensors", own.keys() - self.state.keys()),
-            ("has the tensors", self.state.keys() - own.keys()),
-        ):
-            if keys:
-                known = "" if problem.startswith("lacks") else ", which no PixArt has"
-                raise GessoError(
-                    f"{self.where} {problem} {pixart.first(keys)}{known}: it is incomplete or of"
-                    " another architecture."
-                )
-        for key, value in self.state.items():
-            if value.shape != own[key].shape:
-                raise GessoError(
-                    f"{self.where}: {key} has shape {tuple(value.shape)} where this PixArt has"
-                    f" {tuple(own[key].shape)}: it is corrupt or of another architecture."
-                )
-        network.load_state_dict({k: v.to(dtype) for k, v in self.state.items()}, assign=True)
-        return network.eval()
 
 
 @dataclass
@@ -106,7 +47,7 @@ class Published:
     source: str
     files: list[Path]
     root: Path | None = None
-    hints: pixart.Hints = field(default_factory=pixart.Hints)
+    hints: variants.Hints = field(default_factory=variants.Hints)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     vae: Path | None = None
     text_encoder: Path | None = None
@@ -130,15 +71,7 @@ class Published:
         Raises:
             GessoError: unreadable, of another family, or not told apart by its tensors.
         """
-        where = str(self.files[0] if len(self.files) == 1 else self.files[0].parent)
-        found = checkpoint.strip_prefix(checkpoint.read(self.files, where), MARKERS)
-        recognise(found)
-        mark = fingerprint("pixart", found.tensors)
-        # Cast before projections are joined: half the bytes to copy, and less memory at the peak.
-        found.tensors = {k: v.to(dtype) for k, v in found.tensors.items()}
-        network = network_of(found, self.hints)
-        network.fingerprint = mark
-        return network
+        return read_network(self.files, self.hints, dtype)
 
     def load(self, parts: Collection[str] = PARTS, dtype: str = "float32") -> Model:
         """The model.
@@ -156,6 +89,8 @@ class Published:
         if "backbone" in parts or self._description is None:
             network = self.network(getattr(torch, dtype))
             self._description = self.describe(network)
+            for note in network.notes:
+                warnings.warn(note, stacklevel=2)
             if "backbone" in parts:
                 backbone = network.build()
         description = self._description.model_copy(deep=True)
@@ -170,7 +105,7 @@ class Published:
         Raises:
             GessoError: nothing tells whether the network is of alpha or of Sigma.
         """
-        family = pixart.need_family(network.family, network.config, network.where)
+        family = variants.need_family(network.family, network.config, network.where)
         config, factor = network.config, 8
         if self.vae is not None:
             blocks = read_json(self.vae / "config.json").get("block_out_channels", [])
@@ -180,7 +115,7 @@ class Published:
             "name": "t5",
             "path": str(text or ""),
             "tokenizer": str(self.tokenizer or text or ""),
-            "max_tokens": MAX_TOKENS[family],
+            "max_tokens": variants.MAX_TOKENS[family],
             "clean": self.clean or _cleaning(network.format, family),
         }
         return Description(
@@ -229,56 +164,17 @@ class Published:
                 contract.null = "learned"
         elif contract.bucket_size is not None:
             contract.use_resolution_binning = True
-        if self.scheduler.get("_class_name") == "LCMScheduler":
-            contract.sampler, contract.spacing, contract.final = "lcm", "lcm", "zero"
-            contract.num_inference_steps, contract.guidance_scale = 4, 1.0
+        distilled = _distilled(self.source, self.scheduler)
+        if distilled is not None:
+            contract.final, contract.guidance_scale = "zero", 1.0
+        if distilled == "lcm":
+            contract.sampler, contract.spacing, contract.num_inference_steps = "lcm", "lcm", 4
+        elif distilled == "dmd":
+            contract.sampler, contract.spacing = "one_step", "linspace"
+            contract.timesteps, contract.num_inference_steps = (400.0,), 1
         elif self.scheduler.get("final_sigmas_type") == "sigma_min":
             contract.final = "sigma_min"
         return contract
-
-
-def recognise(found: Checkpoint) -> pixart.Format:
-    """The format of a PixArt transformer's tensors, whose prefix is stripped.
-
-    Raises:
-        GessoError: they are of another model (says of which).
-    """
-    format = pixart.format_of_file(found.tensors, found.prefix)
-    other = name_family(found.tensors)
-    if format is None or (other and "PixArt" in other):
-        what = f"is {other}" if other else "has none of a PixArt's tensors"
-        raise GessoError(f"{found.where} {what}, not the weights of a PixArt transformer.")
-    return format
-
-
-def network_of(found: Checkpoint, hints: pixart.Hints) -> Network:
-    """A PixArt network from tensors whose prefix is stripped.
-
-    Raises:
-        GessoError: they are of another family (says of which), or do not tell the variant.
-    """
-    format = recognise(found)
-    if METADATA in found.metadata:
-        hints = _with_saved(hints, found.metadata[METADATA], found.where)
-    positions = found.tensors.get(pixart.POSITIONS)
-    convert = pixart.from_diffusers if format == "diffusers" else pixart.from_original
-    state = convert(found.tensors)
-    config, family = pixart.identify(state, positions, hints, found.where)
-    return Network(state, config, family, format, found.where, raw=found.tensors, notes=found.notes)
-
-
-def saved_options(network: Network) -> str:
-    """What a converted file says of its network, under the key `METADATA`."""
-    return json.dumps({"family": network.family, "pixart": network.config.model_dump()})
-
-
-def _with_saved(hints: pixart.Hints, text: str, where: str) -> pixart.Hints:
-    try:
-        values = json.loads(text)
-        config, family = PixArtConfig(**values["pixart"]), values["family"]
-    except (ValueError, TypeError, KeyError):
-        raise GessoError(f"{where}: its options under {METADATA!r} are not readable.") from None
-    return replace(hints, saved=config, family=hints.family or family)
 
 
 def find(
@@ -312,7 +208,7 @@ def find(
     else:
         _look_into(path, found)
     if found.root is None:  # what it is matters more than what it lacks; only names are read
-        recognise(checkpoint.strip_prefix(checkpoint.read(found.files), MARKERS))
+        read_pixart(found.files)
     if vae is not None:
         found.vae = _part(vae, "vae")
     if text_encoder is not None:
@@ -392,6 +288,14 @@ def _has_tokenizer(folder: Path) -> bool:
 def _tokenizer_of(encoder: Path) -> Path | None:
     beside = encoder.parent / encoder.name.replace("text_encoder", "tokenizer")
     return next((p for p in (encoder, beside) if _has_tokenizer(p)), None)
+
+
+def _distilled(source: str, scheduler: Mapping[str, Any]) -> Literal["lcm", "dmd"] | None:
+    """Whether the weights are of PixArt-LCM or PixArt-DMD: no tensor tells, only a name does."""
+    words = re.split(r"[^a-z0-9]+", Path(source).name.lower())
+    if scheduler.get("_class_name") == "LCMScheduler" or "lcm" in words:
+        return "lcm"
+    return "dmd" if "dmd" in words else None
 
 
 def _cleaning(format: pixart.Format, family: pixart.Family) -> str:
