@@ -389,6 +389,8 @@ class Pipeline:
             return
         other = "backbone" if part == "text_encoder" else "text_encoder"
         setattr(self.model, other, None)
+        if other == "backbone":
+            self._adapters.attach(None)  # which would keep it
         gc.collect()
         if getattr(self.model, part) is None:
             setattr(self.model, part, getattr(self._read({part}), part).eval())
