@@ -269,7 +269,9 @@ class Pipeline:
 
     def _encode(self, prompts: list[str], contract: SampleConfig) -> Cond:
         encoder, device = self.model.text_encoder, self.model.device
-        cond: Cond = encoder(encoder.prepare(prompts).to(device)).to(device)
+        texts = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}  # once each
+        cond: Cond = encoder(encoder.prepare(list(texts)).to(device)).to(device)
+        cond = cond[torch.tensor([texts[prompt] for prompt in prompts], device=device)]
         painted = torch.tensor([self._painted(contract)], dtype=torch.float32, device=device)
         size = painted.expand(len(prompts), 2)
         return cond.replace(size=size, aspect=size[:, :1] / size[:, 1:])

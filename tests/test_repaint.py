@@ -120,6 +120,17 @@ def test_one_step_is_the_estimate_at_its_time(pipe):
         pipe("a red circle", num_inference_steps=4)
 
 
+def test_every_text_is_encoded_once_a_batch(pipe, monkeypatch):
+    seen, encoder = [], pipe.model.text_encoder
+    prepare = encoder.prepare
+    monkeypatch.setattr(encoder, "prepare", lambda texts: seen.append(texts) or prepare(texts))
+    pipe(["a red circle", "blue"], num_images_per_prompt=3, **CALL)
+    assert seen == [["a red circle", "blue"], [""]]
+    seen.clear()
+    pipe(["a red circle", "blue"], guidance_scale=1, **CALL)
+    assert seen == [["a red circle", "blue"]]
+
+
 def test_guidance_of_one_or_less_is_none(pipe):
     by_scale = [pipe("a red circle", guidance_scale=s, **CALL).images for s in (0.0, 1.0, 3.0)]
     assert np.array_equal(by_scale[0], by_scale[1])
