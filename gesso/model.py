@@ -34,6 +34,7 @@ from gesso.config import (
 from gesso.diffusion.denoiser import Denoiser
 from gesso.diffusion.paths import Path as NoisePath
 from gesso.diffusion.paths import make_path
+from gesso.nn.init import WithoutWeights
 from gesso.nn.quantize import Kind, quantize_blocks
 from gesso.types import GessoError
 
@@ -306,7 +307,7 @@ class Model:
         state = {key: _cast(key, value, dtype) for key, value in state.items()}
         backbone = None
         if description.backbone is not None and "backbone" in parts:
-            with torch.device("meta"):  # no memory and no random numbers for what is replaced
+            with WithoutWeights():
                 backbone = build("backbones", description.backbone)
         expected = dict(description.encoder_fingerprints)
         model = cls.build(description, parts=parts, backbone=backbone)
