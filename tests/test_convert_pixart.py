@@ -16,6 +16,7 @@ from gesso.convert.checkpoint import Checkpoint
 from gesso.convert.network import network_of
 from gesso.convert.pixart import from_diffusers, to_diffusers, to_original
 from gesso.convert.variants import Hints, identify
+from gesso.nn.init import WithoutWeights
 from gesso.types import GessoError
 
 PUBLISHED = [n for n in SIZES if n != "demo"]
@@ -79,6 +80,19 @@ def test_early_exports_carry_the_null_caption() -> None:
     assert from_diffusers(early)[pixart.NULL].shape == (120, 16)
     config, family = identify(from_diffusers(early), None, diffusers_hints(), "file")
     assert (config.null_tokens, family) == (120, "alpha")
+
+
+def test_networks_without_weights_have_the_same_tensors() -> None:
+    config = SIZES["demo"].model_copy(update={"null_tokens": 9, "kv_compress": 2, "kv_blocks": [1]})
+    with WithoutWeights():
+        empty = PixArt(config)
+    tensors = PixArt(config).state_dict()
+    assert all(v.is_meta for v in empty.state_dict().values())
+    assert {k: v.shape for k, v in empty.state_dict().items()} == {
+        k: v.shape for k, v in tensors.items()
+    }
+    empty.load_state_dict(tensors, assign=True)
+    assert not any(p.is_meta or not p.requires_grad for p in empty.parameters())
 
 
 def test_a_missing_slice_is_named() -> None:

@@ -172,6 +172,22 @@ def test_what_is_missing_can_be_given(folder: Path, whole: Path) -> None:
     assert torch.equal(one, two)
 
 
+def test_encoders_of_other_widths_are_refused(folder: Path) -> None:
+    for file, change, says in (
+        ("text_encoder", {"d_model": 32}, r"is 32 wide, but .* reads 16: .*\(--text-encoder\)"),
+        ("vae", {"latent_channels": 16}, r"has 16 latent channels, but .* takes 4: .*\(--vae\)"),
+    ):
+        config = folder / file / "config.json"
+        kept = config.read_text()
+        config.write_text(json.dumps(json.loads(kept) | change))
+        with pytest.raises(GessoError, match=says):
+            gesso.load(folder)
+        config.write_text(kept)
+    config.write_text(json.dumps(json.loads(kept) | {"scaling_factor": 0.13025}))
+    with pytest.warns(UserWarning, match=r"by 0\.13025, PixArt-alpha's by 0\.18215"):
+        gesso.load(folder, device="cpu")
+
+
 def test_a_missing_shard_is_counted(folder: Path) -> None:
     from diffusers import PixArtTransformer2DModel
 

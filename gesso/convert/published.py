@@ -26,6 +26,7 @@ PIPELINES: dict[str, pixart.Family] = {
     "PixArtAlphaPipeline": "alpha",
     "PixArtSigmaPipeline": "sigma",
 }
+SCALING: dict[pixart.Family, float] = {"alpha": 0.18215, "sigma": 0.13025}  # SD's VAE, SDXL's
 TRANSFORMERS = ("PixArtTransformer2DModel", "Transformer2DModel")
 
 
@@ -106,6 +107,7 @@ class Published:
             GessoError: nothing tells whether the network is of alpha or of Sigma.
         """
         family = variants.need_family(network.family, network.config, network.where)
+        self._check_widths(network, family)
         config, factor = network.config, 8
         if self.vae is not None:
             blocks = read_json(self.vae / "config.json").get("block_out_channels", [])
@@ -152,6 +154,34 @@ class Published:
                 f"There is no tokenizer beside the text encoder {self.text_encoder}: give a folder"
                 " that has both with text_encoder=... (--text-encoder)."
             )
+
+    def _check_widths(self, network: Network, family: pixart.Family) -> None:
+        """Refuse encoders of another width; warn of an autoencoder that scales as no PixArt's."""
+        config = network.config
+        if self.text_encoder is not None:
+            width = read_json(self.text_encoder / "config.json").get("d_model", config.text_dim)
+            if width != config.text_dim:
+                raise GessoError(
+                    f"The text encoder {self.text_encoder} is {width} wide, but {network.where}"
+                    f" reads {config.text_dim}: give another with text_encoder=..."
+                    " (--text-encoder)."
+                )
+        if self.vae is not None:
+            values = read_json(self.vae / "config.json")
+            channels = values.get("latent_channels", config.in_channels)
+            if channels != config.in_channels:
+                raise GessoError(
+                    f"The autoencoder {self.vae} has {channels} latent channels, but"
+                    f" {network.where} takes {config.in_channels}: give another with vae=..."
+                    " (--vae)."
+                )
+            scale = values.get("scaling_factor", SCALING[family])
+            if scale != SCALING[family]:
+                warnings.warn(
+                    f"The autoencoder {self.vae} scales latents by {scale}, PixArt-{family}'s by"
+                    f" {SCALING[family]}: unless the model was tuned to it, give another.",
+                    stacklevel=4,
+                )
 
     def _contract(self, network: Network, side: int) -> SampleConfig:
         """The defaults of the software that the files belong to: the authors' or diffusers'."""

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gesso.encoders._weights import check_complete, fingerprint, loading, locate
+from gesso.encoders._weights import (
+    check_complete,
+    fingerprint,
+    loading,
+    locate,
+    without_bars,
+)
 from gesso.types import Cond, GessoError
 
 
@@ -144,7 +150,7 @@ def load_encoder(
     folder, subfolder = weights_at(path, subfolder)
     beside = subfolder.replace("text_encoder", "tokenizer")
     words, words_in = (folder, beside) if tokenizer is None else (locate(tokenizer), "")
-    with loading("text encoder", path):
+    with loading("text encoder", path), without_bars():
         encoder, info = model.from_pretrained(
             folder,
             subfolder=subfolder,

@@ -80,6 +80,20 @@ def loading(what: str, path: str) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Around a transformers `from_pretrained`: no progress bars on the terminal."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def check_complete(missing: Iterable[str]) -> None:
     """Within `loading`: refuse weights that leave tensors at random values.
 

@@ -9,8 +9,8 @@ SYSTEM = System(
     paper="2310.00426",
     adds="cross-attention to a frozen text encoder, adaLN-single, dense captions, three stages",
     published="XL/2 weights at 256, 512 and 1024 px, training code, SAM-LLaVA captions",
-    differs="the recipe here trains one stage, captions to pictures, at demo size; the learned "
-    "null caption is a trained parameter",
+    differs="published weights load, convert and paint as in diffusers; the recipe here trains one "
+    "stage, captions to pictures, at demo size; the learned null caption is a trained parameter",
     read=[
         "backbones/pixart.py",
         "diffusion/paths.py",
@@ -18,6 +18,12 @@ SYSTEM = System(
         "train/loop.py",
         "samplers/dpm_solver.py",
         "pipeline.py",
+        "convert/pixart.py",
     ],
-    commands=["gesso demo", "gesso train pixart-alpha", 'gesso paint "a red circle"'],
+    commands=[
+        "gesso demo",
+        "gesso train pixart-alpha",
+        'gesso paint "a red circle"',
+        'gesso paint "a red circle" --model PixArt-alpha/PixArt-XL-2-1024-MS',
+    ],
 )
