@@ -12,7 +12,6 @@ Dims: N pictures, n of them in a batch, H x W pixels, C latent channels, h, w la
 from __future__ import annotations
 
 import gc
-import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -23,28 +22,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gesso.adapters.lora import Adapters, Loaded
-from gesso.config import SampleConfig, module, resolve, validate
-from gesso.convert import lora as lora_files
-from gesso.data.buckets import Size, assign, published_table
-from gesso.diffusion.noise import Generators, draw_noise
+from gesso.adapters.lora import Adapters
+from gesso.config import SampleConfig, module, validate
+from gesso.data.buckets import Size
+from gesso.diffusion.noise import Generators, starting_noise
 from gesso.diffusion.schedules import Schedule, make_schedule
+from gesso.loras import LoraMethods
 from gesso.model import Model
 from gesso.nn.packed import packed
 from gesso.nn.quantize import Kind
-from gesso.repaint import Canvas, fitting_size, keep_unmasked, make_canvas, resize_and_crop
+from gesso.repaint import Canvas, keep_unmasked, make_canvas, resize_and_crop
 from gesso.samplers.guidance import guide
+from gesso.sizes import fitting_size, latent_shape, painted_size, warn_beyond_buckets
 from gesso.types import Cond, GessoError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gesso.repaint import Picture
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 Texts = tuple[Cond, Cond | None, Tensor]
 """Prompts, negative prompts as far as they are needed, and [n] bool: which of them are typed."""
-FAR = 1.15  # a side so many times longer or shorter than its bucket's lies beyond the buckets
 
 
 @dataclass
@@ -67,7 +64,7 @@ class PipelineOutput:
     strength: float | None = None
 
 
-class Pipeline:
+class Pipeline(LoraMethods):
     """A model ready to paint.
 
     Args:
@@ -180,16 +177,17 @@ class Pipeline:
 
             def size(found: Size) -> Size:
                 if not given:
-                    contract.height, contract.width = self._fitting(found, contract)
-                return self._painted(contract)
+                    contract.height, contract.width = fitting_size(self.model, contract, found)
+                latent_shape(self.model, contract)  # which refuses what cannot be painted
+                return painted_size(contract)
 
             canvas = make_canvas(
                 image, mask_image, size, self._to_latents, n, num_images_per_prompt
             )
         schedule = self._schedule(contract, 1.0 if strength is None else strength)
-        shape = self._latent_shape(*self._painted(contract))
-        self._warn_beyond_buckets(contract)
-        seeds, noise, generators = _starting_noise(n, shape, seed, generator, latents)
+        shape = latent_shape(self.model, contract)
+        warn_beyond_buckets(contract)
+        seeds, noise, generators = starting_noise(n, shape, seed, generator, latents)
         slices = [slice(i, i + batch_size) for i in range(0, n, batch_size)]
 
         self._need("text_encoder")
@@ -272,7 +270,7 @@ class Pipeline:
         texts = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}  # once each
         cond: Cond = encoder(encoder.prepare(list(texts)).to(device)).to(device)
         cond = cond[torch.tensor([texts[prompt] for prompt in prompts], device=device)]
-        painted = torch.tensor([self._painted(contract)], dtype=torch.float32, device=device)
+        painted = torch.tensor([painted_size(contract)], dtype=torch.float32, device=device)
         size = painted.expand(len(prompts), 2)
         return cond.replace(size=size, aspect=size[:, :1] / size[:, 1:])
 
@@ -327,49 +325,6 @@ class Pipeline:
             strength=strength,
         )
 
-    # Sizes.
-
-    def _multiple(self) -> int:
-        """Pixels a patch of the backbone covers along each side."""
-        spec = self.model.description.backbone
-        assert spec is not None  # checked at the start
-        return int(self.model.image_encoder.factor * resolve("backbones", spec)[1].patch_size)
-
-    def _painted(self, contract: SampleConfig) -> Size:
-        """(H, W) that is painted: the contract's, or the bucket nearest to it in aspect."""
-        size = (contract.height, contract.width)
-        if contract.use_resolution_binning and contract.bucket_size and min(size) > 0:
-            return assign(*size, published_table(contract.bucket_size))
-        return size
-
-    def _fitting(self, picture: Size, contract: SampleConfig) -> Size:
-        """(H, W) for a picture whose painted size was left open."""
-        table = published_table(contract.bucket_size) if contract.bucket_size else None
-        return fitting_size(picture, contract.height * contract.width, self._multiple(), table)
-
-    def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        encoder, multiple = self.model.image_encoder, self._multiple()
-        for name, value in (("height", height), ("width", width)):
-            if value < multiple or value % multiple:
-                near = max(multiple, round(value / multiple) * multiple)
-                raise GessoError(
-                    f"The {name} {value} is no multiple of {multiple} pixels, "
-                    f"this model's patch: try {near}."
-                )
-        return encoder.channels, height // encoder.factor, width // encoder.factor
-
-    def _warn_beyond_buckets(self, contract: SampleConfig) -> None:
-        if contract.bucket_size is None:
-            return
-        size = self._painted(contract)
-        near = assign(*size, published_table(contract.bucket_size))
-        if any(max(a / b, b / a) > FAR for a, b in zip(size, near, strict=True)):
-            warnings.warn(
-                f"{size[0]}x{size[1]} is far from the sizes that this model was trained on, of "
-                f"which {near[0]}x{near[1]} is the nearest: pictures may be poor.",
-                stacklevel=3,
-            )
-
     def _warn_if_truncated(self, prompts: list[str]) -> None:
         encoder = self.model.text_encoder
         for prompt in dict.fromkeys(prompts):
@@ -410,88 +365,6 @@ class Pipeline:
         self.quantized = kind
         self.model.quantize(kind)
 
-    # LoRA.
-
-    @property
-    def loras(self) -> list[Loaded]:
-        """The LoRAs that are loaded, in order: name, weight, layers, source, fingerprint."""
-        return list(self._adapters.loaded)
-
-    def load_lora(self, path: str | Path, weight: float = 1.0, name: str | None = None) -> str:
-        """Load a LoRA, LoHa, LoKr or DoRA of any trainer (docs/lora.md) and paint with it.
-
-        It changes the denoiser's weights in place; those that it touches are kept on the CPU, so
-        `unfuse_lora` and `remove_lora` bring the original bits back.
-
-        Args:
-            path: a file, or a folder that peft, diffusers or PixArt's trainer wrote.
-            weight: how much of it; several add up.
-            name: default: the file's name, numbered if that is taken.
-
-        Returns:
-            The name.
-
-        Raises:
-            GessoError: an unreadable file, or one that is not for this model.
-        """
-        if not math.isfinite(weight):
-            raise GessoError(f"The weight of a LoRA is a number, not {weight}: give one like 0.8.")
-        network = self._lora_network()
-        own = {n for n, _ in network.named_modules()} if network is not None else set()
-        read = lora_files.read(path, own)
-        for note in read.notes:
-            warnings.warn(note, stacklevel=2)
-        taken = {adapter.name for adapter in self._adapters.loaded}
-        numbered = (f"{read.name}-{i}" for i in range(2, len(taken) + 3))
-        free = next(n for n in (read.name, *numbered) if n not in taken)
-        loaded = Loaded(name or free, weight, read.layers, str(path), read.fingerprint)
-        self._adapters.add(loaded)
-        return loaded.name
-
-    def fuse_lora(self) -> None:
-        """Paint with the loaded LoRAs again, after `unfuse_lora`; loading one fuses it already."""
-        self._lora_network()
-        self._adapters.fuse()
-
-    def unfuse_lora(self) -> None:
-        """Paint without the LoRAs: the original weights, bit for bit. They stay loaded."""
-        self._lora_network()
-        self._adapters.unfuse()
-
-    def set_lora(self, name: str, weight: float) -> None:
-        """Change a LoRA's weight.
-
-        Raises:
-            GessoError: no such LoRA.
-        """
-        self._lora_network()
-        self._adapters.set_weight(name, weight)
-
-    def remove_lora(self, name: str | None = None) -> None:
-        """Take one LoRA out, or all.
-
-        Raises:
-            GessoError: no such LoRA.
-        """
-        self._lora_network()
-        self._adapters.remove(name)
-
-    def lora_metadata(self) -> list[dict[str, Any]]:
-        """What a picture's metadata say of the LoRAs that it is painted with."""
-        if not self._adapters.fused:
-            return []
-        return [
-            {"path": a.source, "weight": a.weight, "fingerprint": a.fingerprint}
-            for a in self._adapters.loaded
-        ]
-
-    def _lora_network(self) -> Any:
-        """The network whose adapters are about to change; with little memory it is read anew."""
-        if self._read is not None:
-            self.model.backbone = None
-            self._adapters.attach(None)
-        return self._adapters.network
-
 
 def _as_list(prompt: str | Sequence[str]) -> list[str]:
     return [prompt] if isinstance(prompt, str) else list(prompt)
@@ -507,42 +380,6 @@ def _spread(negative: str | Sequence[str] | None, n: int, per_prompt: int) -> li
             "give one, or as many."
         )
     return list(spread)
-
-
-def _starting_noise(
-    n: int,
-    shape: tuple[int, int, int],
-    seed: int | Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-    latents: Tensor | None,
-) -> tuple[list[int | None], Tensor, list[torch.Generator]]:
-    """Seeds that were used (None where there were none), [n, C, h, w] float32 noise, and one
-    generator a picture for what a sampler draws later."""
-    unknown: list[int | None] = [None] * n
-    if latents is not None and tuple(latents.shape) != (n, *shape):
-        raise GessoError(
-            f"latents has shape {tuple(latents.shape)}: this call needs {(n, *shape)}."
-        )
-    if isinstance(generator, torch.Generator):
-        noise = draw_noise(shape, [generator] * n) if latents is None else latents.float()
-        # Later draws in turn would mix the pictures' streams: each gets its own.
-        later = torch.randint(2**62, (n,), generator=generator, device=generator.device).tolist()
-        return unknown, noise, [torch.Generator().manual_seed(s) for s in later]
-    if generator is not None:
-        generators = list(generator)
-        if len(generators) != n:
-            raise GessoError(f"There are {len(generators)} generators for {n} pictures: give {n}.")
-        noise = draw_noise(shape, generators) if latents is None else latents.float()
-        return unknown, noise, generators
-    if seed is None:
-        seed = torch.seed() % 2**31
-    seeds = [seed + i for i in range(n)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != n:
-        raise GessoError(f"There are {len(seeds)} seeds for {n} pictures: give one, or {n}.")
-    generators = [torch.Generator().manual_seed(s) for s in seeds]
-    if latents is not None:
-        return unknown, latents.float(), generators
-    return list(seeds), draw_noise(shape, generators), generators
 
 
 def _output(images: Tensor, output_type: OutputType) -> Any:

@@ -5,7 +5,6 @@ Dims: N pictures, H x W pixels, C latent channels, h, w latent size, f pixels pe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gesso.data.buckets import Size, assign
+from gesso.data.buckets import Size
 from gesso.data.images import cover, to_tensor
 from gesso.diffusion.paths import Path
 from gesso.diffusion.predictions import like
@@ -107,22 +106,6 @@ def make_canvas(
 def picture_size(picture: np.ndarray) -> Size:
     """(H, W)."""
     return picture.shape[0], picture.shape[1]
-
-
-def fitting_size(size: Size, area: int, multiple: int, table: dict[float, Size] | None) -> Size:
-    """The size to paint a picture at: its bucket, or its own shape at the model's usual area.
-
-    Args:
-        size: (H, W) of the picture.
-        area: in pixels, of what the model usually paints.
-        multiple: both sides are multiples of this.
-        table: the model's aspect-ratio buckets, if it has any.
-    """
-    if table is not None:
-        return assign(*size, table)
-    scale = math.sqrt(area / (size[0] * size[1]))
-    height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in size)
-    return height, width
 
 
 def resize_and_crop(pixels: Tensor, size: Size) -> Tensor:

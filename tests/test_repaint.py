@@ -12,7 +12,8 @@ from gesso.data.buckets import published_table
 from gesso.diffusion.schedules import make_schedule
 from gesso.model import Model
 from gesso.pipeline import Pipeline
-from gesso.repaint import fitting_size, resize_and_crop
+from gesso.repaint import resize_and_crop
+from gesso.sizes import fitting_size
 from gesso.types import Cond, GessoError
 
 PROMPTS = ["a red circle", "two blue stars", "a star above a square", "blue", ""] * 2
@@ -249,6 +250,7 @@ def test_masked_painting_equals_replacing_after_every_step(pipe):
         ({"image": "file.png"}, "PIL image or an"),
         ({"strength": 0.0}, "strength 0.0 is not above 0"),
         ({"strength": 0.1}, "leaves none of 4 steps"),
+        ({"height": 0}, "height 0 is no multiple of 8"),
     ],
 )
 def test_what_cannot_be_painted_over_is_refused(pipe, call, says):
@@ -264,7 +266,8 @@ def test_a_picture_is_cut_to_the_size_that_is_asked_for(pipe):
     out = pipe("a red circle", image=wide, **CALL)
     assert out.images.shape == (1, 40, 112, 3)
     assert (out.contract.height, out.contract.width) == (40, 112)
-    assert fitting_size((3000, 2000), 1024 * 1024, 16, published_table(1024)) == (1216, 832)
+    contract = pipe.model.sample.model_copy(update={"bucket_size": 1024})
+    assert fitting_size(pipe.model, contract, (3000, 2000)) == (1216, 832)
 
 
 # Buckets.
