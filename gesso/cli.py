@@ -33,7 +33,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value pairs, such as train.lr=1e-4 data.size=128.")
 ]
 ModelPath = Annotated[
-    str | None, typer.Option("--model", "-m", help="Model folder, run folder or shipped name.")
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Model or run folder, shipped name, or published PixArt weights."
+    ),
 ]
 Variant = Annotated[
     str | None, typer.Option(help="Of published weights that do not tell: xl-512, sigma-1024, ...")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,23 @@ def test_parts_are_loaded_alone_and_in_bfloat16(alpha) -> None:
         "image_encoder": ["diffusion_pytorch_model.safetensors"],
         "text_encoder": ["model.safetensors"],
     }
+
+
+def test_the_command_line_paints_and_repaints(alpha, tmp_path, monkeypatch, capsys) -> None:
+    from gesso import cli
+
+    def run(*args: Any) -> None:
+        monkeypatch.setattr(sys, "argv", ["gesso", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code, capsys.readouterr().err
+
+    picture, again = tmp_path / "a.png", tmp_path / "b.png"
+    args = ("paint", "a red circle", "--model", alpha[0], "--seed", 3, "--steps", 2)
+    run(*args, "--vae", alpha[0], "--clean", "alpha", "--out", picture)
+    run("paint", "--like", picture, "--out", again)
+    assert capsys.readouterr().err == ""
+    assert picture.read_bytes() == again.read_bytes()
 
 
 # Other files of the same weights
