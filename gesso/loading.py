@@ -13,6 +13,7 @@ import torch
 from gesso.config import nearest
 from gesso.convert import hub
 from gesso.convert import published as published_weights
+from gesso.encoders._weights import locate
 from gesso.encoders.pack import Pack
 from gesso.memory import available_bytes, gib, total_bytes
 from gesso.model import DESCRIPTION, PARTS, WEIGHTS, Model, checkpoint_in, read_description
@@ -22,6 +23,7 @@ from gesso.types import GessoError
 
 ASSETS = Path(__file__).parent / "assets"
 DEFAULT = "scenes"
+WEIGHT_FILES = "*.safetensors"
 ROOM = 0.9  # share of the free memory that a model may take
 
 
@@ -44,11 +46,15 @@ class Folder:
     def weight_files(self) -> Mapping[str, Sequence[Path]]:
         described = read_description(self.path)
         files = {"backbone": [self.path / WEIGHTS]}
-        for part in ("image_encoder", "text_encoder"):
+        for part, inside in (("image_encoder", "vae"), ("text_encoder", "text_encoder")):
             spec = getattr(described, part) or {}
-            where = Path(str(spec.get("path") or "")) / (spec.get("subfolder") or "")
-            known = spec.get("path") is not None and where.is_dir()
-            files[part] = sorted(where.glob("*.safetensors")) if known else []
+            files[part] = []
+            if spec.get("path") is not None:
+                where = Path(locate(spec["path"])) / (spec.get("subfolder") or "")
+                whole_pipeline = (where / inside).is_dir()
+                files[part] = sorted(
+                    (where / inside if whole_pipeline else where).glob(WEIGHT_FILES)
+                )
         return files
 
     def load(self, parts: Collection[str] = PARTS, dtype: str = "float32") -> Model:

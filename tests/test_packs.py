@@ -195,6 +195,8 @@ def test_low_memory_is_chosen_where_memory_is_short(frozen_folder, monkeypatch):
     with pytest.warns(UserWarning, match=r"hold 0.0 GiB and 0.0 GiB of memory are free"):
         pipe = load(frozen_folder, device="cpu")
     assert pipe.model.text_encoder is None and pipe.model.backbone is None
+    files = loading.Folder(frozen_folder).weight_files()
+    assert [f.parent.name for f in files["text_encoder"]] == ["bert"]
     monkeypatch.setattr(loading, "available_bytes", lambda device: int(size * 1.2))
     assert load(frozen_folder, device="cpu").model.backbone is not None
 
