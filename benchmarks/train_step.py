@@ -8,6 +8,9 @@ tokens of 256 in batches of 64, under bfloat16 autocast with AdamW and the same 
 each is timed in turn, so that a busy machine slows all alike, together with two limits: the rate
 of one large bfloat16 product, and that of the step's own products with nothing between them.
 
+With two threads or more there is also gesso as `train.processes: 0` runs it: a process for each
+core, each with its part of the batch, averaging their gradients.
+
 Processor time is printed beside wall time: with --threads 1 it hardly sees other programs.
 """
 
@@ -27,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gesso.backbones.pixart import Config, PixArt
 from gesso.nn.compile import compile_blocks
+from gesso.train import parallel
 from gesso.types import Cond
 
 LAYERS, WIDTH, HEADS, SIDE, TEXT, TEXT_WIDTH = 6, 256, 4, 16, 20, 256
@@ -50,18 +54,45 @@ def gesso_model() -> PixArt:
     return PixArt(Config(**size, learn_sigma=False))
 
 
-def gesso_step(model: PixArt, batch: int) -> Step:
-    x, target, t, cond = data(batch)
+def gesso_step(model: PixArt, batch: int, group: parallel.Group | None = None) -> Step:
+    group = group or parallel.Group()
+    rows = slice(group.rank, None, group.size)
+    x, target, t, cond = (part[rows] for part in data(batch))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             value = model(x, t, cond).value
         F.mse_loss(value.float(), target).backward()
+        group.mean_([p.grad for p in model.parameters() if p.grad is not None])
         optimizer.step()
         optimizer.zero_grad()
 
     return step
+
+
+def follow(group: parallel.Group, batch: int) -> None:
+    """What the other processes do: a step whenever the leader takes one."""
+    model = gesso_model()
+    compile_blocks([model])
+    step = gesso_step(model, batch, group)
+    while group.agree(0)[0]:
+        step()
+
+
+def leading_step(group: parallel.Group, batch: int, threads: int) -> Step:
+    """A step of all processes, timed in this one."""
+    model = gesso_model()
+    compile_blocks([model])
+    step = gesso_step(model, batch, group)
+
+    def together() -> None:
+        torch.set_num_threads(max(1, threads // group.size))
+        group.agree(1)
+        step()
+        torch.set_num_threads(threads)
+
+    return together
 
 
 def diffusers_step(batch: int) -> Step:
@@ -144,8 +175,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", action="store_true", help="print one machine-readable line")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    processes = parallel.count(0, args.batch, torch.device("cpu")) if args.threads > 1 else 1
+    with parallel.start(processes, follow, (args.batch,)) as group:
+        run(args, group)
+        group.agree(0)
 
+
+def run(args: argparse.Namespace, group: parallel.Group) -> None:
+    torch.set_num_threads(args.threads)
     eager = gesso_step(gesso_model(), args.batch)
     products, flops = Products(), FlopCounterMode(display=False)
     with flops, products:
@@ -161,6 +198,10 @@ def main() -> None:
         "diffusers": diffusers_step(args.batch),
         "gesso eager": eager,
         "gesso": ours,
+    }
+    if group.size > 1:
+        steps[f"gesso x {group.size}"] = leading_step(group, args.batch, args.threads)
+    steps |= {
         "bare products": products.replay,
         "large product": lambda: [square @ square for _ in range(4)],
     }
@@ -176,19 +217,24 @@ def main() -> None:
         median = {k: statistics.median(v[clock]) for k, v in seconds.items()}
         rate = {k: work[k] / median[k] / 1e9 for k in steps}
         print(f"\n{clock:14s} median (min .. max)        images/s  GFLOP/s  of large product")
+        fastest = max(k for k in steps if k.startswith("gesso") and "eager" not in k)
+        if clock == "cpu":  # which does not see the other processes
+            fastest = "gesso"
         for name in steps:
+            if clock == "cpu" and " x " in name:
+                continue
             times = sorted(1e3 * s for s in seconds[name][clock])
             images = f"{args.batch / median[name]:8.1f}" if name != "large product" else " " * 8
             print(
                 f"{name:14s} {1e3 * median[name]:7.0f} ({times[0]:6.0f} .. {times[-1]:6.0f})"
                 f"      {images} {rate[name]:8.0f} {rate[name] / rate['large product']:8.0%}"
             )
-        paired = zip(seconds["diffusers"][clock], seconds["gesso"][clock], strict=True)
+        paired = zip(seconds["diffusers"][clock], seconds[fastest][clock], strict=True)
         ratios = sorted(theirs / ours for theirs, ours in paired)
         bound = median["diffusers"] / median["bare products"]
         ratio = statistics.median(ratios)
         print(
-            f"gesso / diffusers: {ratio:.2f} ({ratios[0]:.2f} .. {ratios[-1]:.2f}),"
+            f"{fastest} / diffusers: {ratio:.2f} ({ratios[0]:.2f} .. {ratios[-1]:.2f}),"
             f" {bound:.2f} if nothing but the products took time"
         )
         result[clock] = {"seconds": median, "gflops": rate, "ratio": ratio, "bound": bound}

@@ -53,7 +53,7 @@ def loss_plot(rows: list[dict[str, Any]]) -> str:
         figure, axes = plt.subplots(figsize=(9, 3.4))
         if train:
             steps, losses = np.array(train, dtype=float).T
-            axes.plot(steps, losses, color="#d9b8a5", linewidth=0.8, label="training, each step")
+            axes.plot(steps, losses, color="#d9b8a5", linewidth=0.8, label="training")
             window = max(1, len(losses) // 40)
             smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
             axes.plot(steps[window - 1 :], smooth, color="#b3532d", label=f"mean of {window}")
