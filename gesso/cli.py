@@ -203,6 +203,8 @@ def encode(
     gesso encode RECIPE, or gesso encode --prompts prompts.txt -o pack.safetensors --model MODEL
     """
     if prompts is not None:
+        if recipe is not None:
+            raise GessoError(f"Give the recipe {recipe!r} or --prompts, not both.")
         from gesso.prompts import encode_prompts
 
         pack = encode_prompts(prompts, out, model=model, negative=negative, device=device)

@@ -1,6 +1,7 @@
 """Prompt packs, and models whose text encoder and denoiser are never in memory together."""
 
 import json
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from published_fakes import pipeline
 from safetensors.torch import load_file, save_file
 
 from gesso import cli, loading, memory
@@ -161,6 +163,28 @@ def test_broken_packs_and_prompt_files_are_one_sentence(model_folder, prompts, t
         encode_prompts(tmp_path / "absent.txt", model=str(model_folder))
 
 
+@pytest.mark.parametrize("family", ["alpha", "sigma"])
+def test_packs_of_published_weights_need_no_text_encoder_files(tmp_path, family, monkeypatch):
+    folder = tmp_path / family
+    pipeline(folder, family, interpolation_scale=0.5 if family == "sigma" else 1.0)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\ntwo blue stars")
+    made = encode_prompts(prompts, model=str(folder), device="cpu")
+    size = {"height": 64, "width": 64, "num_inference_steps": 2}
+    whole = load(folder, device="cpu")(["a red circle"], **CALL, **size).images
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(folder / part)
+    forbid_text_encoders(monkeypatch)
+    pipe = load(folder, device="cpu", pack=made["pack"])
+    assert np.abs(pipe(["a red circle"], **CALL, **size).images - whole).max() < 1 / 255
+    with pytest.raises(GessoError, match="comes without a text encoder"):
+        load(folder, device="cpu")
+    other = tmp_path / "other"
+    pipeline(other, "sigma" if family == "alpha" else "alpha")
+    with pytest.raises(GessoError, match=r"text encoder of \w+ \w+ where this model has"):
+        load(other, device="cpu", pack=made["pack"])
+
+
 # Low memory.
 
 
@@ -249,6 +273,8 @@ def test_encode_then_paint_every_prompt_of_a_pack(call, model_folder, prompts, m
     assert names == ["a-red-circle-4.png", "two-blue-stars-above-a-square-5.png"]
     code, _, err = call("encode")
     assert code == 2 and "nothing to encode" in err
+    code, _, err = call("encode", "demo", "--prompts", prompts)
+    assert code == 2 and "not both" in err
 
 
 def test_a_painted_over_picture_is_repainted_like_it(call, model_folder, tmp_path):

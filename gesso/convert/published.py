@@ -94,6 +94,7 @@ class Published:
                 warnings.warn(note, stacklevel=2)
             if "backbone" in parts:
                 backbone = network.build()
+            del network  # or its tensors would stay beside those of other parts
         description = self._description.model_copy(deep=True)
         description.sample.dtype = dtype  # type: ignore[assignment]
         if description.text_encoder is not None:

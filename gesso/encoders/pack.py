@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gesso.config import Config, Spec, validate
+from gesso.config import Config, Spec, resolve, validate
 from gesso.types import Cond, GessoError
 
-PLACES = {"path", "subfolder", "tokenizer", "dtype", "quantize"}
+PLACES = {"path", "subfolder", "tokenizer", "dtype"}
 """Options of an encoder that say where its files are and how they are held, not what it reads."""
 
 
@@ -175,6 +175,7 @@ class Pack(nn.Module):
         return cls(origin, list(tokens.float().split(lengths.tolist())), str(file))
 
 
-def _reading(spec: Spec | None) -> Spec:
-    """The options that decide what a prompt becomes."""
-    return {k: v for k, v in (spec or {}).items() if k not in PLACES}
+def _reading(spec: Spec) -> Spec:
+    """The options that decide what a prompt becomes, with their defaults."""
+    options = resolve("encoders.text", spec)[1].model_dump(mode="json")
+    return {"kind": spec["name"], **{k: v for k, v in options.items() if k not in PLACES}}
