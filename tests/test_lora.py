@@ -171,6 +171,18 @@ def test_a_deeper_models_lora_names_the_missing_layer(loras):
         attach(backbone(micro_conditions=True, depth=1), loras["lora"])
 
 
+def test_quantised_weights_take_no_lora_and_are_not_half_restored(loras):
+    model = backbone(micro_conditions=True)
+    adapters = attach(model, loras["lora"])
+    quantised = model.blocks[1].mlp.fc1
+    quantised.weight = torch.nn.Parameter(quantised.weight.detach().char(), requires_grad=False)
+    fused = {k: v.clone() for k, v in model.state_dict().items()}
+    for change in (adapters.unfuse, lambda: attach(model, loras["dora"])):
+        with pytest.raises(GessoError, match=r"blocks.1.mlp.fc1 are quantised"):
+            change()
+    assert all(torch.equal(v, fused[k]) for k, v in model.state_dict().items())
+
+
 def test_names_are_unique_and_known(loras):
     adapters = attach(backbone(micro_conditions=True), loras["lora"], name="a")
     with pytest.raises(GessoError, match="'a' is loaded already"):

@@ -271,9 +271,14 @@ class Adapters:
 
     @torch.no_grad()
     def unfuse(self) -> None:
-        """Give the network its original weights back, bit for bit; the adapters stay loaded."""
-        for target, original in self._originals.items():
-            self._weight(target).copy_(original)
+        """Give the network its original weights back, bit for bit; the adapters stay loaded.
+
+        Raises:
+            GessoError: the weights were quantised meanwhile.
+        """
+        weights = [self._weight(target) for target in self._originals]
+        for weight, original in zip(weights, self._originals.values(), strict=True):
+            weight.copy_(original)
         self._originals.clear()
         self.fused = False
 

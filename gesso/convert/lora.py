@@ -6,7 +6,7 @@ convert(path, out, "kohya")    reads, arranges, writes; refuses where the result
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,14 +169,18 @@ def difference(ours: list[Layer], theirs: list[Layer]) -> tuple[float, float]:
     apart, largest = [0.0, 0.0], [0.0, 0.0]
     for target in sorted({layer.target for layer in (*ours, *theirs)}):
         pair = [[la for la in some if la.target == target] for some in (ours, theirs)]
-        weight = torch.randn(_widest(pair[0] + pair[1]), generator=generator, dtype=torch.float64)
+        shape = _widest(pair[0] + pair[1])
+        weight = torch.zeros(shape, dtype=torch.float64)
+        if any(layer.magnitude is not None for layer in (*pair[0], *pair[1])):
+            weight.normal_(generator=generator)  # only a DoRA's change depends on it
         probe = torch.randn(
             PROBES, weight[0].numel(), generator=generator, dtype=torch.float64
         )  # [P, i k k]
         changes = [_total(some, weight) for some in pair]
         outputs = [probe @ change.flatten(1).t() for change in changes]  # [P, o]
         for i, (a, b) in enumerate((changes, outputs)):
-            apart[i] = max(apart[i], float((a - b).abs().max()))
+            differs = float((a - b).abs().max())
+            apart[i] = max(apart[i], differs if math.isfinite(differs) else math.inf)
             largest[i] = max(largest[i], float(a.abs().max()))
     return tuple(a / n if n else a for a, n in zip(apart, largest, strict=True))  # type: ignore[return-value]
 
@@ -218,9 +222,3 @@ def _config(file: Path) -> dict[str, Any] | None:
         if (folder / CONFIG).is_file():
             return read_json(folder / CONFIG)
     return None
-
-
-def warn(notes: list[str]) -> None:
-    """Tell what was assumed."""
-    for note in notes:
-        warnings.warn(note, stacklevel=3)

@@ -222,6 +222,10 @@ def _layer(
     if kind is None or not any(needed <= factors.keys() for needed in _NEEDED[kind]):
         has = ", ".join(sorted(factors)) or "alpha or magnitude"
         raise GessoError(f"{where} has only {has} of the adapter of {path}: it is incomplete.")
+    if not all(bool(factor.isfinite().all()) for factor in factors.values()):
+        raise GessoError(
+            f"{where}: the adapter of {path} holds NaN or infinity: its training failed."
+        )
     whole = kind == "lokr" and {"w1", "w2"} <= factors.keys()
     rank = 1
     if not whole:
