@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gesso import cli
+from gesso.backbones.pixart import Config, PixArt
 from gesso.convert import pixart
 from gesso.convert.job import convert
 from gesso.model import Model
@@ -132,6 +133,25 @@ def test_a_map_that_is_wrong_both_ways_is_caught_by_diffusers_class(
     with pytest.raises(GessoError, match="computes something else"):
         convert(source, tmp_path / "a.pth", "original")
     assert not list(tmp_path.iterdir())
+
+
+def test_kv_compressed_sigma_goes_everywhere_but_to_diffusers(tmp_path) -> None:
+    options = {"depth": 3, "hidden_size": 72, "num_heads": 1, "text_dim": 16, "null_tokens": 300}
+    config = Config(**options, base_size=4, kv_compress=2, kv_blocks=[1, 2])
+    network = PixArt(config)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.normal_(std=0.15)
+    tensors = pixart.to_original(network.state_dict(), config)
+    torch.save({"state_dict": tensors}, tmp_path / "a.pth")  # as the authors do, without options
+    convert(tmp_path / "a.pth", tmp_path / "b.safetensors", "comfyui")
+    done = convert(tmp_path / "b.safetensors", tmp_path / "c.pth", "original")
+    assert done["from"] == "comfyui" and done["largest_output"] > 0.1
+    again = torch.load(tmp_path / "c.pth", weights_only=True)["state_dict"]
+    assert "blocks.2.attn.sr.weight" in again and equal(again, tensors)
+    with pytest.raises(GessoError, match=r"no place for blocks\.1\.attn\.norm\.bias"):
+        convert(tmp_path / "c.pth", tmp_path / "d", "diffusers")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth", "b.safetensors", "c.pth"]
 
 
 def test_the_authors_code_is_told_about_a_missing_null_caption(source, tmp_path) -> None:
