@@ -374,6 +374,45 @@ def test_hub_ids_load_from_the_cache(hub_cache) -> None:
         gesso.load("org/nothing")
 
 
+REPOSITORY = [
+    *("README.md", "asset/sample.png", "model_index.json", "scheduler/scheduler_config.json"),
+    *("text_encoder/config.json", "text_encoder/model-00001-of-00002.safetensors"),
+    *("text_encoder/model-00002-of-00002.safetensors", "text_encoder/pytorch_model.bin"),
+    *("text_encoder/model.safetensors.index.json", "tokenizer/spiece.model"),
+    *("tokenizer/tokenizer_config.json", "transformer/config.json"),
+    *("transformer/diffusion_pytorch_model.bin", "vae/config.json", "onnx/model.onnx"),
+    *("vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"),
+]
+
+
+def test_only_what_is_needed_is_downloaded(tmp_path, monkeypatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    from gesso.convert import hub
+
+    def snapshot(repository: str, **patterns: Any) -> str:
+        for name in filter_repo_objects(REPOSITORY, **patterns):
+            file = tmp_path / repository / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("{}")
+        return str(tmp_path / repository)
+
+    def got(repository: str) -> set[str]:
+        folder = tmp_path / repository
+        return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    hub.resolve("org/all")
+    unwanted = {"README.md", "asset/sample.png", "onnx/model.onnx"}
+    unwanted |= {"text_encoder/pytorch_model.bin", "vae/diffusion_pytorch_model.fp16.safetensors"}
+    assert got("org/all") == set(REPOSITORY) - unwanted  # the transformer is pickled only
+    hub.resolve("org/some", parts=["transformer", "scheduler"])
+    assert {n for n in got("org/some") if not n.endswith((".json", ".model"))} == {
+        "transformer/diffusion_pytorch_model.bin"
+    }
+
+
 def test_a_cache_of_half_a_repository_is_refused(hub_cache) -> None:
     folder = next((hub_cache / "models--org--sigma" / "snapshots").iterdir())
     (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
