@@ -76,8 +76,11 @@ class Layer:
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """s D: [o, i], or [o, i, k, k]; a Conv2d's may come as [o, i k k]."""
         f = {name: tensor.to(dtype) for name, tensor in self.factors.items()}
+        # s goes into a factor, which is small, and not into the product, which is not.
+        scaled = next(name for name in ("up", "w1", "w1_a") if name in f)
+        f[scaled] = f[scaled] * self.scale
         product = {"lora": _lora, "loha": _loha, "lokr": _lokr}[self.kind]
-        return product(f) * self.scale
+        return product(f)
 
     def shape(self) -> torch.Size:
         """Of `delta`."""
@@ -265,7 +268,7 @@ class Adapters:
                 for layer in adapter.layers:
                     if layer.target == target and adapter.weight:
                         rows = _rows(layer, original)
-                        total[rows] += adapter.weight * layer.change(original[rows])
+                        total[rows].add_(layer.change(original[rows]), alpha=adapter.weight)
             self._originals[target] = original.cpu()
             weight.copy_(total)
 
