@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +24,17 @@ def available_bytes(device: torch.device | str = "cpu") -> int:
         return free
     # Cached file pages count as used but are given back when memory is short.
     return min(free, max(0, limit - used + _file_pages(CGROUP / "memory.stat")))
+
+
+def give_back() -> None:
+    """Return memory that is free inside this process to the system.
+
+    glibc keeps what lies between blocks that are still in use, such as the copies that quantising
+    makes (docs/memory.md).
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def total_bytes(files: Iterable[Path]) -> int:

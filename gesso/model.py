@@ -34,6 +34,7 @@ from gesso.config import (
 from gesso.diffusion.denoiser import Denoiser
 from gesso.diffusion.paths import Path as NoisePath
 from gesso.diffusion.paths import make_path
+from gesso.memory import give_back
 from gesso.nn.init import WithoutWeights
 from gesso.nn.quantize import Kind, quantize_blocks
 from gesso.types import GessoError
@@ -206,6 +207,7 @@ class Model:
         """
         for part in self.quantizable(kind).values():
             quantize_blocks(part, kind)
+        give_back()
         if kind == "bfloat16":
             self.sample.dtype = "bfloat16"
 

@@ -11,7 +11,6 @@ Dims: N pictures, n of them in a batch, H x W pixels, C latent channels, h, w la
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -28,6 +27,7 @@ from gesso.data.buckets import Size
 from gesso.diffusion.noise import Generators, starting_noise
 from gesso.diffusion.schedules import Schedule, make_schedule
 from gesso.loras import LoraMethods
+from gesso.memory import give_back
 from gesso.model import Model
 from gesso.nn.packed import packed
 from gesso.nn.quantize import Kind
@@ -348,7 +348,7 @@ class Pipeline(LoraMethods):
         setattr(self.model, other, None)
         if other == "backbone":
             self._adapters.attach(None)  # which would keep it
-        gc.collect()
+        give_back()
         if getattr(self.model, part) is None:
             setattr(self.model, part, getattr(self._read({part}), part).eval())
             if part == "backbone":
