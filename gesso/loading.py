@@ -13,6 +13,7 @@ import torch
 from gesso.config import nearest
 from gesso.convert import hub
 from gesso.convert import published as published_weights
+from gesso.device import pick_device
 from gesso.encoders._weights import locate
 from gesso.encoders.pack import Pack
 from gesso.memory import available_bytes, gib, total_bytes
@@ -107,7 +108,7 @@ def load(
     name = None if dtype is None else str(dtype).removeprefix("torch.")
     if name not in (None, "float32", "bfloat16"):
         raise GessoError(f"The dtype {name} is not supported: use float32 or bfloat16.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(device)
 
     def read(parts: Collection[str]) -> Model:
         model = source.load(parts, name or "float32")

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from gesso.config import Recipe, resolve
+from gesso.device import pick_device
 from gesso.model import Model
 from gesso.nn.compile import compile_blocks
 from gesso.objectives import Objective
 from gesso.train import checkpoint, saving
-from gesso.train.device import draws, pick_device
+from gesso.train.device import draws
 from gesso.train.ema import EMA
 from gesso.train.feed import Dataset, Feed
 from gesso.train.folder import open_run
@@ -111,7 +112,7 @@ class Trainer:
     ) -> None:
         self.group = group or Group()
         self.recipe, self.config, self.run = recipe, recipe.train, run
-        self.device = pick_device(self.config.device)
+        self.device = pick_device(self.config.device, "train.device")
         self.model, self.painter = model.to(self.device), painter
         self.feed = Feed(dataset, self.config.batch_size, recipe.seed, self.device)
         module, options = resolve("objectives", recipe.objective)

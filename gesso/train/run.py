@@ -11,13 +11,13 @@ from gesso.data.dataset import CachedDataset, PixelDataset
 from gesso.data.encode import EncodeReport, encode
 from gesso.data.shards import open_cache
 from gesso.data.source import caption_texts, open_source
+from gesso.device import pick_device
 from gesso.encoders.text.learned import split_words
 from gesso.loading import find
 from gesso.model import WEIGHTS, Model, read_tensors
 from gesso.pipeline import Pipeline
 from gesso.progress import steps_bar
 from gesso.train import parallel
-from gesso.train.device import pick_device
 from gesso.train.folder import refuse_existing
 from gesso.train.loop import Dataset, Painter, follow, train
 
@@ -82,7 +82,7 @@ def make_model(recipe: Recipe) -> Model:
 def with_processes(recipe: Recipe) -> Recipe:
     """Put the number in where `train.processes` is 0: one a core."""
     train = recipe.train
-    n = parallel.count(train.processes, train.batch_size, pick_device(train.device))
+    n = parallel.count(train.processes, train.batch_size, pick_device(train.device, "train.device"))
     return recipe.model_copy(update={"train": train.model_copy(update={"processes": n})})
 
 
