@@ -43,6 +43,7 @@ Variant = Annotated[
 ]
 Vae = Annotated[str | None, typer.Option(help="Autoencoder of published weights without one.")]
 TextEncoder = Annotated[str | None, typer.Option(help="Their T5 encoder: folder or hub id.")]
+Clean = Annotated[str | None, typer.Option(help="Captions: none, lower or alpha.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: CUDA if there.")]
 
 
@@ -76,7 +77,7 @@ def paint(
     variant: Variant = None,
     vae: Vae = None,
     text_encoder: TextEncoder = None,
-    clean: Annotated[str | None, typer.Option(help="Captions: none, lower or alpha.")] = None,
+    clean: Clean = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="FILE or FILE:WEIGHT; may be given several times.")
     ] = None,
@@ -138,6 +139,9 @@ def quantize_(
     seed: Annotated[int, typer.Option(help="Of the first picture.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     size: Annotated[str | None, typer.Option(help="HxW in pixels, such as 64x96.")] = None,
+    variant: Variant = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -153,6 +157,9 @@ def quantize_(
         seed=seed,
         steps=steps,
         size=parse_size(size),
+        variant=variant,
+        vae=vae,
+        text_encoder=text_encoder,
         device=device,
         quiet=as_json,
     )
@@ -195,6 +202,9 @@ def encode(
     negative: Annotated[
         str | None, typer.Option(help="A negative prompt that the pack shall hold, too.")
     ] = None,
+    variant: Variant = None,
+    text_encoder: TextEncoder = None,
+    clean: Clean = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -207,7 +217,16 @@ def encode(
             raise GessoError(f"Give the recipe {recipe!r} or --prompts, not both.")
         from gesso.prompts import encode_prompts
 
-        pack = encode_prompts(prompts, out, model=model, negative=negative, device=device)
+        pack = encode_prompts(
+            prompts,
+            out,
+            model=model,
+            negative=negative,
+            device=device,
+            variant=variant,
+            text_encoder=text_encoder,
+            clean=clean,
+        )
         _report(
             pack,
             as_json,

@@ -77,12 +77,21 @@ def paint_to_files(
         "device": device,
         "low_memory": low_memory,
         "pack": pack,
-        "tiling": tiling,
+        "lora": list(lora),
     }
-    options |= {"variant": variant, "vae": vae, "text_encoder": text_encoder, "clean": clean}
-    options["lora"] = list(lora)
+    # What pictures depend on and the model's own files do not tell.
+    given: dict[str, Any] = {
+        "tiling": tiling or None,
+        "variant": variant,
+        "vae": vae,
+        "text_encoder": text_encoder,
+        "clean": clean,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
     if like is not None:
         made = read_png(like)
+        if model is None:
+            given = made.get("options", {}) | given
         prompt = made["prompt"] if prompt is None else prompt
         negative = made.get("negative_prompt") if negative is None else negative
         seed = made["seed"] if seed is None else seed
@@ -95,7 +104,7 @@ def paint_to_files(
         if not lora:
             options["lora"] = [(a["path"], a["weight"]) for a in made.get("lora", [])]
         options["quantize"] = quantize or made.get("quantize")
-        pipe = load(model or made["model"], dtype=dtype or contract["dtype"], **options)
+        pipe = load(model or made["model"], dtype=dtype or contract["dtype"], **options, **given)
         if not lora and pipe.lora_metadata() != made.get("lora", []):
             raise GessoError(
                 f"{like} was painted with LoRAs that have changed since: name them with --lora to "
@@ -113,7 +122,7 @@ def paint_to_files(
         if image is not None and size is None:
             height, width = contract["height"], contract["width"]
     else:
-        pipe = load(model, dtype=dtype, quantize=quantize, **options)
+        pipe = load(model, dtype=dtype, quantize=quantize, **options, **given)
     prompts = [prompt] if prompt is not None else []
     if not prompts and isinstance(pipe.model.text_encoder, Pack):
         prompts = pipe.model.text_encoder.prompts
@@ -138,7 +147,7 @@ def paint_to_files(
         )
     seconds = time.perf_counter() - started
     shared: dict[str, Any] = {"negative_prompt": negative, "lora": pipe.lora_metadata()}
-    shared["quantize"] = pipe.quantized
+    shared |= {"quantize": pipe.quantized, "options": given}
     if image is not None:
         shared |= {"image": _reference(image), "strength": output.strength}
         shared |= {"mask": _reference(mask)} if mask is not None else {}

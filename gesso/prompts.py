@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gesso.device import pick_device
 from gesso.encoders.pack import Origin, Pack
 from gesso.loading import find_source
 from gesso.model import Model
@@ -22,6 +23,7 @@ def encode_prompts(
     negative: str | None = None,
     device: Any = None,
     batch_size: int = 16,
+    **published: Any,
 ) -> dict[str, Any]:
     """Encode prompts with a model's text encoder, which is all of the model that is loaded.
 
@@ -32,6 +34,7 @@ def encode_prompts(
         negative: a negative prompt that the pack shall hold, too; the empty one always is in it.
         device: default: CUDA where there is one, else the CPU.
         batch_size: prompts at a time.
+        published: variant, text_encoder and clean of published weights, as in `load`.
 
     Returns:
         pack (the file's name), prompts (their number), bytes.
@@ -39,6 +42,9 @@ def encode_prompts(
     Raises:
         GessoError: no such file, no prompt in it, or a model without a text encoder.
     """
+    target = out or file.with_suffix(".safetensors")
+    if target.is_dir() or target.resolve() == file.resolve():
+        raise GessoError(f"The pack cannot be {target}, which is there: give another file name.")
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -48,14 +54,13 @@ def encode_prompts(
     prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not prompts:
         raise GessoError(f"{file} holds no prompt: write one a line.")
-    loaded = find_source(model).load({"text_encoder"})
+    loaded = find_source(model, **published).load({"text_encoder"})
     if loaded.text_encoder is None:
         raise GessoError(f"{model} has no text encoder: give a text-to-image model.")
-    loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded.to(pick_device(device))
     guides = [g for g in dict.fromkeys(["", negative or ""]) if g not in prompts]
     pack = make_pack(loaded, [*prompts, *guides], guides, batch_size)
     pack.source = str(file)
-    target = out or file.with_suffix(".safetensors")
     pack.save(target)
     return {"pack": str(target), "prompts": len(prompts), "bytes": target.stat().st_size}
 

@@ -14,6 +14,7 @@ from published_fakes import pipeline
 from safetensors.torch import load_file, save_file
 
 from gesso import cli, loading, memory
+from gesso.convert.job import convert
 from gesso.encoders.pack import Pack
 from gesso.loading import load
 from gesso.model import Model
@@ -161,6 +162,12 @@ def test_broken_packs_and_prompt_files_are_one_sentence(model_folder, prompts, t
             encode_prompts(file, model=str(model_folder))
     with pytest.raises(GessoError, match="There is no file"):
         encode_prompts(tmp_path / "absent.txt", model=str(model_folder))
+    before = prompts.read_bytes()
+    with pytest.raises(GessoError, match=r"cannot be .*prompts\.txt, which is there"):
+        encode_prompts(prompts, prompts, model=str(model_folder))
+    assert prompts.read_bytes() == before
+    save_file(tensors | {"lengths": tensors["lengths"][:0]}, short, told)
+    refused(short, "does not hold what it describes")
 
 
 @pytest.mark.parametrize("family", ["alpha", "sigma"])
@@ -183,6 +190,26 @@ def test_packs_of_published_weights_need_no_text_encoder_files(tmp_path, family,
     pipeline(other, "sigma" if family == "alpha" else "alpha")
     with pytest.raises(GessoError, match=r"text encoder of \w+ \w+ where this model has"):
         load(other, device="cpu", pack=made["pack"])
+
+
+def test_a_lone_file_of_weights_is_encoded_for_and_quantised_by_options(
+    call, tmp_path, monkeypatch
+):
+    whole = tmp_path / "alpha"
+    pipeline(whole, "alpha")
+    convert(whole, "alpha.pth", "original")
+    Path("p.txt").write_text("a red circle")
+    code, _, err = call(
+        "encode", "--prompts", "p.txt", "--model", "alpha.pth", "-o", "p.safetensors"
+    )
+    assert code == 2 and "(--text-encoder)" in err
+    given = ("--model", "alpha.pth", "--text-encoder", whole)
+    code, _, err = call("encode", "--prompts", "p.txt", "-o", "p.safetensors", *given)
+    assert code == 0, err
+    forbid_text_encoders(monkeypatch)
+    args = ("paint", "--model", "alpha.pth", "--vae", whole, "--pack", "p.safetensors")
+    code, _, err = call(*args, "--size", "64", "--steps", "1", "--seed", "1")
+    assert code == 0, err
 
 
 # Low memory.
@@ -322,6 +349,8 @@ def test_a_painted_over_picture_is_repainted_like_it(call, model_folder, tmp_pat
         (["--strength", "0.5"], "give an image"),
         (["--image", "a.png", "--strength", "1.5"], "strength 1.5 is not above 0 and at most 1"),
         (["--pack", "none.pack"], "no prompt pack none.pack"),
+        (["--device", "foo"], "device 'foo' cannot be used"),
+        (["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
     ],
 )
 def test_bad_input_is_one_sentence(call, model_folder, args, says):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from published_fakes import WORDS, pipeline
 from safetensors.torch import load_file, save_file
 
@@ -226,11 +227,15 @@ def test_the_command_line_paints_and_repaints(alpha, tmp_path, monkeypatch, caps
         assert not stop.value.code, capsys.readouterr().err
 
     picture, again = tmp_path / "a.png", tmp_path / "b.png"
-    args = ("paint", "a red circle", "--model", alpha[0], "--seed", 3, "--steps", 2)
+    # Cleaned as alpha's authors do, this prompt is another than in lower case only.
+    prompt = "a <b>red</b> circle &amp; a star"
+    args = ("paint", prompt, "--model", alpha[0], "--seed", 3, "--steps", 2)
     run(*args, "--vae", alpha[0], "--clean", "alpha", "--out", picture)
     run("paint", "--like", picture, "--out", again)
     assert capsys.readouterr().err == ""
     assert picture.read_bytes() == again.read_bytes()
+    run(*args, "--out", tmp_path / "lower.png")
+    assert (np.asarray(Image.open(tmp_path / "lower.png")) != np.asarray(Image.open(again))).any()
 
 
 # Other files of the same weights

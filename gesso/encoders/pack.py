@@ -170,9 +170,11 @@ class Pack(nn.Module):
                 f"{file} is truncated or no safetensors file ({e}): copy or make it again."
             ) from None
         origin = validate(Origin, described, f"The prompt pack {file}")
-        if len(lengths) != len(origin.prompts) or int(lengths.sum()) != len(tokens):
+        counts = lengths.tolist() if lengths.dim() == 1 else []
+        whole = tokens.dim() == 2 and sum(counts) == len(tokens) and min(counts, default=0) > 0
+        if not whole or len(counts) != len(origin.prompts):
             raise GessoError(f"{file} does not hold what it describes: make the pack again.")
-        return cls(origin, list(tokens.float().split(lengths.tolist())), str(file))
+        return cls(origin, list(tokens.float().split(counts)), str(file))
 
 
 def _reading(spec: Spec) -> Spec:
