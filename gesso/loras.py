@@ -43,8 +43,7 @@ class LoraMethods:
         Raises:
             GessoError: an unreadable file, or one that is not for this model.
         """
-        if not math.isfinite(weight):
-            raise GessoError(f"The weight of a LoRA is a number, not {weight}: give one like 0.8.")
+        _check_weight(weight)
         network = self._lora_network()
         own = {n for n, _ in network.named_modules()} if network is not None else set()
         read = lora_files.read(path, own)
@@ -71,8 +70,9 @@ class LoraMethods:
         """Change a LoRA's weight.
 
         Raises:
-            GessoError: no such LoRA.
+            GessoError: no such LoRA, or a weight that is no finite number.
         """
+        _check_weight(weight)
         self._lora_network()
         self._adapters.set_weight(name, weight)
 
@@ -100,3 +100,8 @@ class LoraMethods:
             self.model.backbone = None
             self._adapters.attach(None)
         return self._adapters.network
+
+
+def _check_weight(weight: float) -> None:
+    if not math.isfinite(weight):
+        raise GessoError(f"The weight of a LoRA is a number, not {weight}: give one like 0.8.")

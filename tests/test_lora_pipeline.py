@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import numpy as np
@@ -145,6 +146,14 @@ def test_convert_a_lora(call, files):
     assert code == 2 and "There is no LoRA format 'kohia'" in err
 
 
+def broken(file, up=None, **more):
+    """A LoRA of one layer with some tensors replaced."""
+    up = torch.zeros(96, 4) if up is None else up
+    tensors = {"lora_down.weight": torch.zeros(4, 32), "lora_up.weight": up} | more
+    save_file({f"blocks.0.attn.qkv.{name}": value for name, value in tensors.items()}, file)
+    return file
+
+
 def test_a_wrong_lora_is_one_sentence(call, model_folder, tmp_path):
     wide = lora(tmp_path / "wide.safetensors", 0, width=64)
     cut = tmp_path / "cut.safetensors"
@@ -153,6 +162,10 @@ def test_a_wrong_lora_is_one_sentence(call, model_folder, tmp_path):
         (wide, "blocks.0.attn.qkv is 192x64 where the model has 96x32"),
         (cut, "truncated"),
         (tmp_path / "none.safetensors", "is no file"),
+        (broken(tmp_path / "ranks.safetensors", up=torch.zeros(96, 3)), "do not fit each other"),
+        (broken(tmp_path / "flat.safetensors", up=torch.zeros(96)), "tensors of wrong shapes"),
+        (broken(tmp_path / "alphas.safetensors", alpha=torch.ones(3)), "tensors of wrong shapes"),
+        (broken(tmp_path / "nan.safetensors", alpha=torch.tensor(math.nan)), "holds NaN"),
     ):
         code, out, err = call("paint", "x", "--model", model_folder, "--lora", file)
         assert code == 2 and says in err and out == ""

@@ -83,9 +83,20 @@ class Layer:
         return product(f)
 
     def shape(self) -> torch.Size:
-        """Of `delta`."""
+        """Of `delta`.
+
+        Raises:
+            GessoError: the factors do not fit each other.
+        """
         empty = {name: tensor.to("meta") for name, tensor in self.factors.items()}
-        return replace(self, factors=empty).delta().shape
+        try:
+            return replace(self, factors=empty).delta().shape
+        except (RuntimeError, IndexError):
+            shapes = ", ".join(f"{n} {_text(t.shape)}" for n, t in self.factors.items())
+            raise GessoError(
+                f"The LoRA's factors of {self.target} do not fit each other ({shapes}): it is"
+                " broken, get it again."
+            ) from None
 
     def check(self, shape: torch.Size) -> None:
         """Whether this adapter is for rows of this shape.

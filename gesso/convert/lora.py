@@ -84,8 +84,10 @@ def read(path: str | Path, own: Container[str] = ()) -> LoraFile:
     path = Path(path)
     file = _file(path)
     if file is None:
-        what = "is no LoRA: it has none of " + ", ".join(WEIGHTS) if path.is_dir() else "is no file"
-        raise GessoError(f"{path} {what}.")
+        if path.is_dir():
+            raise GessoError(f"{path} is no LoRA: it has none of {', '.join(WEIGHTS)}.")
+        what = "is no file" if not path.exists() else "is no LoRA by its name"
+        raise GessoError(f"{path} {what}: give one that ends in {', '.join(WEIGHT_SUFFIXES)}.")
     checkpoint = read_checkpoint([file])
     config = _config(file) or metadata_config(checkpoint.metadata)
     parsed = parse(checkpoint.tensors, config, str(file), own)

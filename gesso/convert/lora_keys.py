@@ -222,7 +222,14 @@ def _layer(
     if kind is None or not any(needed <= factors.keys() for needed in _NEEDED[kind]):
         has = ", ".join(sorted(factors)) or "alpha or magnitude"
         raise GessoError(f"{where} has only {has} of the adapter of {path}: it is incomplete.")
-    if not all(bool(factor.isfinite().all()) for factor in factors.values()):
+    if min(factor.dim() for factor in factors.values()) < 2 or (
+        "alpha" in entry and entry["alpha"].numel() != 1
+    ):
+        raise GessoError(
+            f"{where}: the adapter of {path} has tensors of wrong shapes: it is broken."
+        )
+    numbers = [*factors.values(), *(entry[k] for k in ("alpha", "magnitude") if k in entry)]
+    if not all(bool(tensor.isfinite().all()) for tensor in numbers):
         raise GessoError(
             f"{where}: the adapter of {path} holds NaN or infinity: its training failed."
         )
