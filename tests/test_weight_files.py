@@ -101,6 +101,20 @@ def test_a_malicious_text_encoder_does_not_run(whole: Path, folder: Path, tmp_pa
     assert not trace.exists()
 
 
+def test_code_that_a_tokenizer_brings_along_does_not_run(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace, words = tmp_path / "trace", tmp_path / "words"
+    words.mkdir()
+    (words / "theirs.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass Theirs: ...\n")
+    named = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Theirs", None]}}
+    (words / "tokenizer_config.json").write_text(json.dumps(named))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # whoever asks is told to run it
+    with pytest.raises(GessoError, match="tokenizer"):
+        t5.build(t5.Config(path=str(whole), tokenizer=str(words)))
+    assert not trace.exists()
+
+
 # Damaged files
 
 

@@ -156,8 +156,11 @@ def load_encoder(
             subfolder=subfolder,
             dtype=getattr(torch, dtype),
             weights_only=True,  # of pickled weights, tensors are read and nothing is run
+            trust_remote_code=False,  # nor is code that a folder brings along
             output_loading_info=True,
         )
         check_complete(info["missing_keys"])
     with loading("tokenizer of the text encoder", tokenizer or path):
-        return encoder, AutoTokenizer.from_pretrained(words, subfolder=words_in)
+        return encoder, AutoTokenizer.from_pretrained(
+            words, subfolder=words_in, trust_remote_code=False
+        )
