@@ -161,7 +161,8 @@ def _several(value: Any) -> list[Any]:
 def _rgb(picture: Any) -> np.ndarray:
     if hasattr(picture, "convert"):
         picture = np.asarray(picture.convert("RGB"))
-    if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3):
+    fits = isinstance(picture, np.ndarray) and picture.dtype == np.uint8
+    if not (fits and picture.ndim == 3 and picture.shape[2] == 3):
         raise GessoError("A picture to paint over is a PIL image or an [H, W, 3] uint8 array.")
     return picture
 
