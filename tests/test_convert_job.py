@@ -13,6 +13,7 @@ from published_fakes import pipeline, transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import gesso
 from gesso import cli
 from gesso.backbones.pixart import Config, PixArt
 from gesso.convert import pixart
@@ -186,6 +187,22 @@ def test_places_and_formats_that_do_not_fit(source, tmp_path, out, to, says) -> 
     (tmp_path / "full" / "file").write_text("")
     with pytest.raises(GessoError, match=says):
         convert(source, tmp_path / out, to)
+
+
+def test_a_source_is_not_replaced_by_its_result(source, tmp_path) -> None:
+    file = tmp_path / "a.pth"
+    convert(source, file, "original")
+    before = file.read_bytes()
+    with pytest.raises(GessoError, match="is the source itself"):
+        convert(file, file, "original")
+    assert file.read_bytes() == before
+
+
+def test_a_converted_model_finds_its_encoders_from_anywhere(source, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(source)
+    convert(".", tmp_path / "model", "gesso")
+    monkeypatch.chdir(tmp_path)
+    assert gesso.load("model", device="cpu").model.text_encoder is not None
 
 
 def test_the_command_line(source, tmp_path, monkeypatch, capsys) -> None:

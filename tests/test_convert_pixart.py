@@ -223,6 +223,12 @@ def test_a_config_of_another_model_is_refused(changes: dict[str, Any], says: str
         identify(state, None, diffusers_hints(**changes), "file")
 
 
+def test_a_config_with_an_impossible_value_is_one_sentence() -> None:
+    state = from_diffusers(transformer().state_dict())
+    with pytest.raises(GessoError, match=r"file: interpolation_scale = 0.0 is not valid"):
+        identify(state, None, diffusers_hints(interpolation_scale=0), "file")
+
+
 def test_heads_that_nothing_tells_are_not_guessed() -> None:
     with pytest.raises(GessoError, match=r"how many heads.*config\.json"):
         network_of(Checkpoint(dict(transformer().state_dict()), "file"), Hints(variant="xl-512"))

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gesso.backbones.pixart import Config
+from gesso.config import resolve
 from gesso.convert import checkpoint, lora, pixart, variants
 from gesso.convert.checkpoint import read_json
 from gesso.convert.network import METADATA, Network, network_of, read_pixart, saved_options
@@ -55,6 +56,8 @@ def convert(
     Raises:
         GessoError: unreadable source, a format that has no place for it, or a result that differs.
     """
+    if Path(out).exists() and Path(out).resolve() == Path(source).resolve():
+        raise GessoError(f"{out} is the source itself: give the result another name.")
     if lora.is_lora(source):
         return lora.convert(source, out, to)
     if to not in FORMATS:
@@ -163,7 +166,7 @@ def _of_gesso(folder: Path) -> Network:
     spec = described.backbone or {}
     if spec.get("name") != "pixart":
         raise GessoError(f"{folder} holds no PixArt, so no published format has a place for it.")
-    config = Config(**{k: v for k, v in spec.items() if k != "name"})
+    config = resolve("backbones", spec)[1]
     tensors = read_tensors(folder / WEIGHTS, lambda key: key.startswith("backbone."))
     state = {k.removeprefix("backbone."): v for k, v in tensors.items()}
     tokens = (described.text_encoder or {}).get("max_tokens", 0)

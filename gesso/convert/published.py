@@ -116,15 +116,15 @@ class Published:
         text = self.text_encoder
         text_spec = {
             "name": "t5",
-            "path": str(text or ""),
-            "tokenizer": str(self.tokenizer or text or ""),
+            "path": _anywhere(text),
+            "tokenizer": _anywhere(self.tokenizer or text),
             "max_tokens": variants.MAX_TOKENS[family],
             "clean": self.clean or _cleaning(network.format, family),
         }
         return Description(
             name=Path(self.source).name,
             fingerprint=network.fingerprint,
-            image_encoder={"name": "kl", "path": str(self.vae or "")},
+            image_encoder={"name": "kl", "path": _anywhere(self.vae)},
             text_encoder=text_spec,
             backbone={"name": "pixart", **config.model_dump()},
             diffusion=DiffusionConfig(),
@@ -283,6 +283,11 @@ def _look_into(folder: Path, found: Published) -> None:
             " file or another folder."
         )
     found.files = files
+
+
+def _anywhere(folder: Path | None) -> str:
+    """A path that holds in every working folder, as it may be saved with a model."""
+    return "" if folder is None else str(folder.absolute())
 
 
 def _check_noise(scheduler: Mapping[str, Any], folder: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gesso.backbones.pixart import SIZES, Config
+from gesso.config import validate
 from gesso.convert.pixart import BLOCK, NULL, POSITIONS, Family
 from gesso.nn.position import sincos_2d
 from gesso.types import GessoError
@@ -69,9 +70,10 @@ def identify(
     if hints.saved is not None:
         config = hints.saved.model_copy(update=read)
     elif hints.transformer is not None:
-        config = Config(**read, **_from_diffusers_config(hints.transformer, read, where))
+        told = _from_diffusers_config(hints.transformer, read, where)
+        config = validate(Config, read | told, where)
     else:
-        config = Config(**read, **_geometry(read, positions, hints.variant, where))
+        config = validate(Config, read | _geometry(read, positions, hints.variant, where), where)
     if hints.variant is not None:
         _check_variant(hints.variant, config, where)
     return config, _family(config, hints)
