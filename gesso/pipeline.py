@@ -362,8 +362,8 @@ class Pipeline(LoraMethods):
         Raises:
             GessoError: an unknown kind, int8 without torchao, or a network without blocks.
         """
-        self.quantized = kind
         self.model.quantize(kind)
+        self.quantized = kind
 
 
 def _as_list(prompt: str | Sequence[str]) -> list[str]:
