@@ -26,4 +26,6 @@ SYSTEM = System(
         'gesso paint "a red circle"',
         'gesso paint "a red circle" --model PixArt-alpha/PixArt-XL-2-1024-MS',
     ],
+    claim="GenEval's rules on held-out scenes of level 1, two CPU cores: 0.58 after ten minutes, "
+    "0.82 after 38",
 )
