@@ -15,6 +15,11 @@ import typer
 from gesso import __version__
 from gesso.types import GessoError
 
+UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+
 app = typer.Typer(
     name="gesso",
     help="Train, speed up, steer and judge text-to-image transformers.",
@@ -424,7 +429,7 @@ def main() -> None:
         print(f"gesso: {e}", file=sys.stderr)
         sys.exit(2)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if e.errno not in UNWRITABLE:
             raise
         where = f" at {e.filename}" if e.filename else ""
         print(

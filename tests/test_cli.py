@@ -237,3 +237,11 @@ def test_evaluate_scenes_prints_the_six_tags(call, model_folder):
     assert "failures" in json.loads(Path("scores.json").read_text())
     code, _, err = call("evaluate", "scene", "-m", model_folder)
     assert code == 2 and "did you mean 'scenes'" in err
+
+
+def test_an_output_folder_below_a_file_is_one_sentence(call, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = call("paint", "a star", "--steps", "1", "--out", "file/pictures")
+    assert code == 2 and not out
+    assert err.startswith("gesso: Could not write") and "Not a directory" in err
+    assert "Traceback" not in err

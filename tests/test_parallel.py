@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,22 @@ def follow(group: parallel.Group, recipe: Recipe, run: Path, resume: bool) -> No
 def dies(group: parallel.Group, recipe: Recipe, run: Path, resume: bool) -> None:
     group.agree(0.0, 0.0)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def never_arrives(*_: object) -> None:
+    os._exit(1)
+
+
+def ticks(group: parallel.Group, file: Path) -> None:
+    while True:
+        with file.open("a") as f:
+            f.write(".")
+        time.sleep(0.05)
+
+
+def leads(file: Path) -> None:
+    with parallel.start(2, ticks, (file,)):
+        pass
 
 
 def train(recipe: Recipe, run: Path, resume: bool = False, follow: object = follow) -> dict:
@@ -90,6 +109,33 @@ def test_the_death_of_a_process_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(GessoError, match=r"process of this training has ended.*--resume"):
         train(tiny_recipe({"steps": 6}), tmp_path / "run", follow=dies)
     assert not torch.distributed.is_initialized()
+
+
+def test_a_process_that_never_arrives_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "_follow", never_arrives)
+    monkeypatch.setattr(parallel, "PATIENCE", timedelta(seconds=1))  # a failure need not hang
+    with pytest.raises(GessoError, match=r"ended while it started.*train\.processes=1"):
+        train(tiny_recipe({"steps": 1}), tmp_path / "run")
+    assert not torch.distributed.is_initialized()
+
+
+def test_followers_end_with_a_killed_leader(tmp_path: Path) -> None:
+    file = tmp_path / "ticks"
+    leader = multiprocessing.get_context("spawn").Process(target=leads, args=(file,))
+    leader.start()
+    while not file.exists():
+        assert leader.is_alive()
+        time.sleep(0.05)
+    leader.kill()
+    leader.join()
+    for _ in range(20):
+        before = file.stat().st_size
+        time.sleep(0.5)
+        if file.stat().st_size == before:
+            return
+    pytest.fail("the follower goes on without its leader")
 
 
 def test_how_many_processes() -> None:

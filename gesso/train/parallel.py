@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +84,10 @@ class Group:
         try:
             talk()
         except RuntimeError as e:
+            why = re.sub(r"^\[[^]]*\] *", "", str(e).splitlines()[0])  # without the C++ source line
             raise GessoError(
                 "Another process of this training has ended (out of memory, perhaps): continue "
-                f"with --resume, or with train.processes=1 ({str(e).splitlines()[0][:120]})."
+                f"with --resume, or with train.processes=1 ({why[:120]})."
             ) from None
 
 
@@ -123,6 +128,9 @@ def start(size: int, follow: Callable[..., None], args: tuple[Any, ...]) -> Iter
         size: processes in all; 1 starts none.
         follow: a function of a module, for it is named to the new processes.
         args: what can be pickled between processes.
+
+    Raises:
+        GessoError: one of them ended while it started.
     """
     if size == 1:
         yield Group()
@@ -132,13 +140,15 @@ def start(size: int, follow: Callable[..., None], args: tuple[Any, ...]) -> Iter
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{Path(folder) / 'meeting'}"
+        ready = context.Semaphore(0)
         followers = [
-            context.Process(target=_follow, args=(rank, size, meeting, each, follow, args))
+            context.Process(target=_follow, args=(rank, size, meeting, each, ready, follow, args))
             for rank in range(1, size)
         ]
         try:
             for follower in followers:
                 follower.start()
+            _await(followers, ready)
             _join(0, size, meeting, each)
             yield Group(0, size)
             for follower in followers:
@@ -152,11 +162,30 @@ def start(size: int, follow: Callable[..., None], args: tuple[Any, ...]) -> Iter
             torch.set_num_threads(threads)
 
 
+def _await(followers: list[SpawnProcess], ready: Semaphore) -> None:
+    """Wait until all followers run: a meeting with a dead one would last as long as `PATIENCE`."""
+    for _ in followers:
+        while not ready.acquire(timeout=0.2):
+            if not all(follower.is_alive() for follower in followers):
+                raise GessoError(
+                    "Another process of this training ended while it started (out of memory, "
+                    "perhaps): try again, or with train.processes=1."
+                )
+
+
 def _follow(
-    rank: int, size: int, meeting: str, threads: int, follow: Callable[..., None], args: Any
+    rank: int,
+    size: int,
+    meeting: str,
+    threads: int,
+    ready: Semaphore,
+    follow: Callable[..., None],
+    args: Any,
 ) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the leader hears them and tells
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_leader, daemon=True).start()
+    ready.release()
     _join(rank, size, meeting, threads)
     try:
         follow(Group(rank, size), *args)
@@ -164,6 +193,14 @@ def _follow(
         sys.exit(1)
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_the_leader() -> None:
+    """A killed leader cannot end its followers, and they may not be talking to it just then."""
+    leader = multiprocessing.parent_process()
+    if leader is not None:
+        leader.join()
+        os._exit(1)
 
 
 def _join(rank: int, size: int, meeting: str, threads: int) -> None:
