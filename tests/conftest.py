@@ -1,10 +1,12 @@
 """Shared fixtures: small models that are built in milliseconds, and the real data where it is."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from gesso import cli
 from gesso.config import Recipe, load_recipe
 from gesso.model import Model
 
@@ -70,3 +72,21 @@ def model_folder(tiny_model: Model, tmp_path: Path) -> Path:
     folder.mkdir()
     tiny_model.save(folder)
     return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """The command line inside this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["gesso", *map(str, args)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import gesso
-from gesso import cli
 from gesso.loading import split_weight
 from gesso.types import GessoError
 
@@ -92,23 +90,6 @@ def test_a_weight_stands_behind_the_last_colon():
 def test_weights_are_numbers(model_folder, files):
     with pytest.raises(GessoError, match="is a number, not nan"):
         gesso.load(model_folder, lora=f"{files[0]}:nan")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["gesso", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_paint_with_loras_and_repaint_like(call, model_folder, files, tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import weakref
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image
 from published_fakes import pipeline
 from safetensors.torch import load_file, save_file
 
-from gesso import cli, loading, memory
+from gesso import loading, memory
 from gesso.convert.job import convert
 from gesso.encoders.pack import Pack
 from gesso.loading import load
@@ -269,24 +268,6 @@ def test_available_memory_respects_a_containers_limit(monkeypatch, tmp_path):
 
 
 # The command line.
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """The command line inside this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["gesso", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_encode_then_paint_every_prompt_of_a_pack(call, model_folder, prompts, monkeypatch):

@@ -141,6 +141,7 @@ def test_positions_made_while_sampling_serve_training() -> None:
     with torch.inference_mode():
         model(torch.randn(1, 4, 4, 4), torch.zeros(1), text(1))
     model(torch.randn(1, 4, 4, 4), torch.zeros(1), text(1)).value.sum().backward()
+    assert model.final_layer.linear.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(
