@@ -401,3 +401,12 @@ def test_diffusers_configuration_in_the_file_counts(sources, tmp_path):
     kept = {f"transformer.{k}": config[k] for k in ("r", "lora_alpha", "use_rslora")}
     save_file(tensors, file, {"lora_adapter_metadata": json.dumps(kept)})
     assert max(difference(read(file).layers, read(sources["stabilised"]).layers)) == 0
+
+
+def test_a_neighbours_configuration_is_not_taken(tmp_path):
+    config = '{"r": 4, "lora_alpha": 8}'
+    for folder, taken in (("style", False), ("transformer_lora", True)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / "adapter_config.json").write_text(config)
+        found = lora_module._config(tmp_path / folder / "pytorch_lora_weights.safetensors")
+        assert (found is not None) == taken

@@ -75,7 +75,7 @@ def read(path: str | Path, own: Container[str] = ()) -> LoraFile:
     Args:
         path: a file of tensors (safetensors, or a pickle under `weights_only`), or the folder that
             peft, diffusers or PixArt's trainer saved. peft's `adapter_config.json` is looked for
-            beside the file and one folder up.
+            beside the file, and one folder up from `transformer_lora` (the trainer's copy).
         own: names of the network's layers, for networks besides PixArt.
 
     Raises:
@@ -220,7 +220,8 @@ def _file(path: Path) -> Path | None:
 
 
 def _config(file: Path) -> dict[str, Any] | None:
-    for folder in (file.parent, file.parent.parent):
+    above = [file.parent.parent] if file.parent.name == "transformer_lora" else []
+    for folder in (file.parent, *above):  # the official trainer's copy lies one folder down
         if (folder / CONFIG).is_file():
             return read_json(folder / CONFIG)
     return None
