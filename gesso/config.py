@@ -46,6 +46,7 @@ class DataConfig(Config):
     source: Spec = Field(default_factory=lambda: {"name": "scenes"})
     size: int = 64  # base size in pixels: pictures have about size**2 pixels
     buckets: bool = False  # aspect-ratio buckets around `size`; False: centre-cropped squares
+    captions: list[str] = Field(default_factory=list)  # JSONL files laid over the source's captions
     caption_weights: dict[str, float] | None = None  # by caption kind; None: all captions alike
     cache: str | None = None  # folder written by `gesso encode`; None: encode at the start
     limit: int | None = None  # use only the first so many pictures
@@ -236,11 +237,16 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
     if not isinstance(values, dict):
         raise GessoError(f"{path} is not a recipe: it holds no key-value pairs.")
     for item in overrides or []:
-        _override(values, item)
+        override(values, item)
     return validate(Recipe, values, f"Recipe {path.name}")
 
 
-def _override(values: dict[str, Any], item: str) -> None:
+def override(values: dict[str, Any], item: str) -> None:
+    """Set the key of an override "a.b=value", in place; the value is read as YAML.
+
+    Raises:
+        GessoError: it has no "=", or goes into a value that has no keys.
+    """
     import yaml
 
     key, eq, text = item.partition("=")

@@ -25,10 +25,14 @@ class GessoError(Exception):
 
 
 class Bad(NamedTuple):
-    """A sample that was skipped, and why. Sources yield these beside `Sample`s."""
+    """A sample that was skipped, and why. Sources yield these beside `Sample`s.
+
+    `kind` says what is at fault: its "picture", its "caption" or its "key".
+    """
 
     key: str
     reason: str
+    kind: str = "picture"
 
 
 class Caption(NamedTuple):

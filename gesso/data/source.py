@@ -40,12 +40,13 @@ class Source(Protocol):
 
 
 class Entry(NamedTuple):
-    """A picture that is not decoded yet."""
+    """A picture that is not decoded yet; `uncaptioned` is what to say if it has no caption."""
 
     key: str
     image: Path | bytes
     captions: list[Caption]
     meta: dict[str, Any]
+    uncaptioned: str = "It has no caption."
 
 
 class EntrySource(ABC):
@@ -71,9 +72,13 @@ class EntrySource(ABC):
         return read(self)
 
     def decode(self, entry: Entry) -> Sample | Bad:
-        """Load the picture of an entry."""
+        """Load the picture of an entry that has a caption."""
         if not entry.captions:
-            return Bad(entry.key, "It has no caption.")
+            return Bad(entry.key, entry.uncaptioned, "caption")
+        return self.load(entry)
+
+    def load(self, entry: Entry) -> Sample | Bad:
+        """Load the picture of an entry."""
         try:
             image = load_rgb(entry.image, self.background)
         except GessoError as e:
@@ -81,34 +86,42 @@ class EntrySource(ABC):
         return Sample(entry.key, image, entry.captions, entry.meta)
 
 
-def read(source: Source, skip: Container[str] = ()) -> Iterator[Sample | Bad]:
+def read(
+    source: Source, skip: Container[str] = (), *, captioned: bool = True
+) -> Iterator[Sample | Bad]:
     """Everything in a source except keys in `skip`, which are passed over undecoded if possible.
 
-    A key that was seen before comes out as `Bad`, since caches are looked up by key.
+    A key that was seen before comes out as `Bad`, since caches are looked up by key. So does a
+    picture without captions, unless `captioned` is False: then it has an empty list of them.
     """
     if isinstance(source, EntrySource):
-        return _decode_ahead(source, _new(source.entries(), skip))
-    return _new(source, skip)
+        return _decode_ahead(source, new(source.entries(), skip), captioned)
+    return new(source, skip)
 
 
-def _new(items: Iterable[T | Bad], skip: Container[str]) -> Iterator[T | Bad]:
+def new(items: Iterable[T | Bad], skip: Container[str] = ()) -> Iterator[T | Bad]:
+    """The items whose keys are not in `skip`; those whose key was there before, as `Bad`."""
     seen: set[str] = set()
     for item in items:
         if isinstance(item, Bad):
             yield item
         elif item.key in seen:
-            yield Bad(item.key, "Another picture of the source has the same key.")
+            yield Bad(item.key, "Another picture of the source has the same key.", "key")
         else:
             seen.add(item.key)
             if item.key not in skip:
                 yield item
 
 
-def _decode_ahead(source: EntrySource, items: Iterator[Entry | Bad]) -> Iterator[Sample | Bad]:
+def _decode_ahead(
+    source: EntrySource, items: Iterator[Entry | Bad], captioned: bool
+) -> Iterator[Sample | Bad]:
     """Decode on threads (Pillow lets go of the interpreter), a few ahead, in the same order."""
 
+    load = source.decode if captioned else source.load
+
     def decode(item: Entry | Bad) -> Sample | Bad:
-        return item if isinstance(item, Bad) else source.decode(item)
+        return item if isinstance(item, Bad) else load(item)
 
     workers = min(8, os.cpu_count() or 1)
     ahead: deque[Future[Sample | Bad]] = deque()

@@ -9,8 +9,8 @@ from typing import Any
 from gesso.config import Recipe, ValidationConfig
 from gesso.data.dataset import CachedDataset, PixelDataset
 from gesso.data.encode import EncodeReport, encode
+from gesso.data.open import open_data, words_of
 from gesso.data.shards import open_cache
-from gesso.data.source import caption_texts, open_source
 from gesso.device import pick_device
 from gesso.encoders.text.learned import split_words
 from gesso.loading import find
@@ -101,11 +101,7 @@ def with_vocabulary(recipe: Recipe) -> Recipe:
     spec = recipe.text_encoder
     if spec is None or spec["name"] != "learned" or "words" in spec:
         return recipe
-    source = open_source(recipe.data.source, recipe.data.background)
-    if hasattr(source, "vocabulary"):
-        words = source.vocabulary()
-    else:
-        words = sorted({word for text in caption_texts(source) for word in split_words(text)})
+    words = words_of(open_data(recipe.data), split_words)
     return recipe.model_copy(update={"text_encoder": {**spec, "words": words}})
 
 
@@ -116,14 +112,14 @@ def make_dataset(recipe: Recipe, model: Model, cache: Path, *, quiet: bool = Fal
     """
     data = recipe.data
     if model.backbone is None:
-        source = open_source(data.source, data.background)
+        source = open_data(data)
         return PixelDataset(
             source, size=data.size, limit=data.limit, holdout=recipe.validation.holdout
         )
     folder = Path(data.cache) if data.cache else cache
     if not data.cache:
         _encode(recipe, model, folder, quiet)
-    source = open_source(data.source, data.background)
+    source = open_data(data)
     opened = open_cache(
         folder,
         image_encoder=model.image_encoder,
@@ -170,7 +166,7 @@ def _encode(recipe: Recipe, model: Model, out: Path, quiet: bool) -> EncodeRepor
     data = recipe.data
     with steps_bar("encoding", quiet) as show:
         return encode(
-            open_source(data.source, data.background),
+            open_data(data),
             model.image_encoder,
             model.text_encoder,
             out,

@@ -129,18 +129,18 @@ def _sidecar_entries(root: Path, lines: bool) -> Iterator[Entry | Bad]:
     for picture in pictures:
         key = picture.relative_to(root).as_posix()
         sidecar = picture.with_suffix(".txt")
+        text, without = "", f"It has no caption: its file {sidecar.name} is empty."
         try:
             if not sidecar.is_file():
-                yield Bad(key, f"It has no caption file {sidecar.name}.")
-                continue
-            if sidecar.stat().st_size > _MAX_CAPTION_BYTES:
-                yield Bad(key, f"Its caption file {sidecar.name} is over 1 MB.")
-                continue
-            text = sidecar.read_text(encoding="utf-8-sig")
+                without = f"It has no caption file {sidecar.name}."
+            elif sidecar.stat().st_size > _MAX_CAPTION_BYTES:
+                without = f"Its caption file {sidecar.name} is over 1 MB."
+            else:
+                text = sidecar.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError):
-            yield Bad(key, f"Its caption file {sidecar.name} is not readable as UTF-8 text.")
-            continue
-        yield Entry(key, picture, to_captions(text.splitlines() if lines else text), {})
+            without = f"Its caption file {sidecar.name} is not readable as UTF-8 text."
+        captions = to_captions(text.splitlines() if lines else text)
+        yield Entry(key, picture, captions, {}, without)
 
 
 def _table_entries(root: Path, table: Path, options: Config) -> Iterator[Entry | Bad]:
