@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -24,7 +24,7 @@ from gesso.data.shard_io import (
     write_manifest,
 )
 from gesso.data.shards import read_manifest, refuse_different
-from gesso.data.source import EntrySource, Source, read
+from gesso.data.source import EntrySource, Source, first, read
 from gesso.types import Bad, GessoError, Sample
 
 Progress = Callable[[int, int | None], None]
@@ -122,7 +122,7 @@ def encode(
     count = len(done)
     total = _total(source, limit)
     bad: list[Bad] = []
-    for item in _first(read(source, done), None if limit is None else limit - count):
+    for item in first(read(source, done), None if limit is None else limit - count):
         if isinstance(item, Bad):
             bad.append(item)
             continue
@@ -137,26 +137,14 @@ def encode(
     manifest.bad = sorted((b.key, b.reason) for b in bad)
     manifest.shards = [shard_info(path) for path in shard_files(folder)]
     if not manifest.shards:
-        first = f", the first, {bad[0].key}: {bad[0].reason}" if bad else "."
-        raise GessoError(f"No picture of the source could be used ({len(bad)} skipped){first}")
+        why = f", the first, {bad[0].key}: {bad[0].reason}" if bad else "."
+        raise GessoError(f"No picture of the source could be used ({len(bad)} skipped){why}")
     manifest.complete = True
     write_manifest(folder, manifest)
     report = _report(manifest, len(done), started)
     if progress:
         progress(report["pictures"], report["pictures"])
     return report
-
-
-def _first(items: Iterator[Sample | Bad], limit: int | None) -> Iterator[Sample | Bad]:
-    """Up to the limit-th `Sample`."""
-    left = limit
-    while left is None or left > 0:
-        item = next(items, None)
-        if item is None:
-            return
-        if left is not None and isinstance(item, Sample):
-            left -= 1
-        yield item
 
 
 def _total(source: Source, limit: int | None) -> int | None:

@@ -113,6 +113,18 @@ def new(items: Iterable[T | Bad], skip: Container[str] = ()) -> Iterator[T | Bad
                 yield item
 
 
+def first(items: Iterator[Sample | Bad], limit: int | None) -> Iterator[Sample | Bad]:
+    """Up to the limit-th `Sample`; None: everything."""
+    left = limit
+    while left is None or left > 0:
+        item = next(items, None)
+        if item is None:
+            return
+        if left is not None and isinstance(item, Sample):
+            left -= 1
+        yield item
+
+
 def _decode_ahead(
     source: EntrySource, items: Iterator[Entry | Bad], captioned: bool
 ) -> Iterator[Sample | Bad]:

@@ -1,0 +1,1 @@
+"""Captions for training: writing dense ones, and how much a set of captions says."""
