@@ -58,3 +58,10 @@ def normal_(layer: nn.Linear, std: float = 0.02) -> nn.Linear:
     nn.init.normal_(layer.weight, std=std)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def bare(dim: int, out: int, std: float = 0.02) -> nn.Linear:
+    """A linear layer without a bias, its weight normal."""
+    layer = nn.Linear(dim, out, bias=False)
+    nn.init.normal_(layer.weight, std=std)
+    return layer

@@ -1,4 +1,4 @@
-"""Two-layer perceptron with tanh-GELU, as in DiT blocks and the caption projection."""
+"""Perceptrons: with tanh-GELU, as in DiT blocks and the caption projection, and gated (SwiGLU)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gesso.nn.init import xavier_
+from gesso.nn.init import bare, xavier_
 from gesso.nn.linear import Linear
 
 
@@ -35,3 +35,22 @@ class Mlp(nn.Module):
         if isinstance(self.fc1, Linear) and self.fc1.packed is not None:
             return self.fc2(self.fc1.packed_forward(x, gelu=True))
         return self.fc2(gelu_tanh(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """[..., dim] -> [..., dim]: w3 (silu(w1 x) * w2 x) without biases (Shazeer 2020, eq. 6).
+
+    Args:
+        dim: width of input and output.
+        hidden: of both inner layers.
+        std, out_std: initial standard deviations of w1, and of w2 and w3.
+    """
+
+    def __init__(self, dim: int, hidden: int, std: float, out_std: float) -> None:
+        super().__init__()
+        self.w1 = bare(dim, hidden, std)
+        self.w2 = bare(dim, hidden, out_std)
+        self.w3 = bare(hidden, dim, out_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w3(F.silu(self.w1(x)) * self.w2(x))

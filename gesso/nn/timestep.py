@@ -30,14 +30,28 @@ def sinusoid(values: Tensor, dim: int = FEATURES) -> Tensor:
 
 
 class ScalarEmbedder(nn.Module):
-    """Sinusoid, then a two-layer MLP: [N] -> [N, dim]."""
+    """Sinusoid, then a two-layer MLP: [N] -> [N, dim].
 
-    def __init__(self, dim: int, init_std: float = 0.02) -> None:
+    Args:
+        dim: width of the result.
+        init_std: standard deviation of the initial weights.
+        features: width of the sinusoid.
+        activation: between the layers; default: SiLU.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        init_std: float = 0.02,
+        features: int = FEATURES,
+        activation: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        first = normal_(nn.Linear(FEATURES, dim), init_std)
+        self.features = features
+        first = normal_(nn.Linear(features, dim), init_std)
         second = normal_(nn.Linear(dim, dim), init_std)
-        self.mlp = nn.Sequential(first, nn.SiLU(), second)
+        self.mlp = nn.Sequential(first, activation or nn.SiLU(), second)
 
     def forward(self, values: Tensor) -> Tensor:
         dtype = next(self.mlp.parameters()).dtype
-        return self.mlp(sinusoid(values).to(dtype))
+        return self.mlp(sinusoid(values, self.features).to(dtype))
