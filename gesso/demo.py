@@ -15,8 +15,8 @@ from gesso import report
 from gesso.config import Recipe, load_recipe
 from gesso.evals.scenes import evaluate_model
 from gesso.loading import find
-from gesso.model import Model
-from gesso.train.run import encode_recipe, grid_columns, train_recipe, with_vocabulary
+from gesso.train.flops import training_flops
+from gesso.train.run import encode_recipe, grid_columns, train_recipe
 from gesso.types import GessoError
 
 COST = "cost.json"
@@ -159,27 +159,6 @@ def write_report(
         ),
     )
     return page
-
-
-def training_flops(recipe: Recipe) -> float:
-    """FLOPs of one picture's training: forward, and twice that backward; counted, not estimated."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from gesso.types import Cond
-
-    model = Model.from_recipe(with_vocabulary(recipe))
-    encoder = model.image_encoder
-    side = recipe.data.size // encoder.factor
-    x = torch.zeros(1, encoder.channels, side, side)
-    caption = recipe.validation.prompts[-1]
-    # The counter does not know the fused CPU attention; the plain form is products it can see.
-    plain = sdpa_kernel(SDPBackend.MATH)
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
-        cond: Cond = model.text_encoder(model.text_encoder.prepare([caption]))
-        model.backbone(x, torch.zeros(1), cond)
-    return 3.0 * counter.get_total_flops()
 
 
 def _frames(run: Path, recipe: Recipe) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a training: pictures through time, losses, scores, cost."""
+"""Self-contained HTML pages, and what they are made of: pictures, loss curves, durations."""
 
 from __future__ import annotations
 
@@ -82,13 +82,19 @@ def duration(seconds: float) -> str:
     return f"{s // 3600} h {s % 3600 // 60} min"
 
 
-def write_page(file: Path, **values: Any) -> None:
-    """Fill `templates/report.html.j2`; text is escaped, `loss_plot` is trusted SVG."""
+def file_uri(file: Path) -> str:
+    """A PNG file as a data URI, byte for byte."""
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+def write_page(file: Path, template: str = "report.html.j2", **values: Any) -> None:
+    """Fill a template of `templates/`; text is escaped, but `loss_plot` is trusted SVG."""
     from jinja2 import Environment, PackageLoader, select_autoescape
     from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("gesso"), autoescape=select_autoescape(default=True)
     )
-    values["loss_plot"] = Markup(values["loss_plot"])
-    file.write_text(environment.get_template("report.html.j2").render(**values))
+    if "loss_plot" in values:
+        values["loss_plot"] = Markup(values["loss_plot"])
+    file.write_text(environment.get_template(template).render(**values))

@@ -1,0 +1,119 @@
+"""Train and score inside an experiment's arm; what is finished is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gesso.config import Recipe, load_recipe
+from gesso.evals.scenes import evaluate_model
+from gesso.experiments.design import Job, Numbers
+from gesso.train.flops import training_flops
+from gesso.train.folder import RECIPE
+from gesso.train.run import encode_recipe, train_recipe
+
+__all__ = ["Trained", "recipe", "scenes", "train", "training_flops"]
+
+QUICK_STEPS, QUICK_BATCH, QUICK_PICTURES = 4, 8, 64
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Attributes:
+        run: its folder.
+        steps: optimiser steps.
+        seconds: measured, over all sessions; without encoding.
+        flops: forward and backward of all pictures.
+        parameters: trained ones.
+        loss: on held-out pictures.
+    """
+
+    run: Path
+    steps: int
+    seconds: float
+    flops: float
+    parameters: int
+    loss: float
+
+
+def recipe(job: Job, overrides: list[str], base: str = "demo") -> Recipe:
+    """A shipped recipe as an arm trains it: the job's seed, one process, steps instead of minutes.
+
+    A quick job has a handful of steps on a handful of pictures, whatever the overrides say.
+    """
+    found = load_recipe(base, [f"seed={job.seed}", "train.processes=1", *overrides])
+    train = {"minutes": None, "validate_every": 0, "save_every": 250, "keep": 1, "device": "cpu"}
+    values = found.model_dump()
+    values["train"] |= train
+    if job.quick:
+        values["train"] |= {"steps": QUICK_STEPS, "batch_size": QUICK_BATCH, "compile": False}
+        values["data"]["source"] = {**values["data"]["source"], "count": QUICK_PICTURES}
+        values["validation"] |= {"prompts": found.validation.prompts[:1], "holdout": QUICK_BATCH}
+        values["sample"] |= {"num_inference_steps": 2}
+    return Recipe.model_validate(values)
+
+
+def train(job: Job, recipe: Recipe, name: str = "run") -> Trained:
+    """Train a recipe in the job's folder, or continue there, or return what is finished.
+
+    Args:
+        job: whose folder.
+        recipe: `data.cache` is set here, to a cache that all jobs share.
+        name: of the run; an arm of several phases gives each its own.
+
+    Raises:
+        SystemExit: interrupted; a checkpoint is saved.
+        GessoError: as `gesso.train.run.train_recipe`.
+    """
+    run = job.folder / name
+    summary = run / "trained.json"
+    if summary.is_file():
+        return Trained(**json.loads(summary.read_text()) | {"run": run})
+    if recipe.data.cache is None:
+        data = recipe.data.model_copy(update={"cache": str(_cache(job, recipe))})
+        recipe = recipe.model_copy(update={"data": data})
+    result = train_recipe(recipe, run, resume=(run / RECIPE).is_file(), quiet=False)
+    if result["interrupted"]:
+        raise SystemExit(128 + result["signal"])
+    trained = Trained(
+        run=run,
+        steps=result["steps"],
+        seconds=result["seconds"],
+        flops=training_flops(recipe) * result["steps"] * recipe.train.batch_size,
+        parameters=result["parameters"],
+        loss=result["validation"].get("loss", float("nan")),
+    )
+    summary.write_text(json.dumps(asdict(trained) | {"run": ""}))
+    return trained
+
+
+def scenes(job: Job, run: Path, per_tag: int = 20, n: int = 2) -> Numbers:
+    """GenEval's tags on held-out combinations: tag -> share right, and `overall`.
+
+    Prompts and noise are the same for all arms and seeds.
+    """
+    if job.quick:
+        per_tag, n = 1, 1
+    result = evaluate_model(str(run), per_tag=per_tag, n=n, quiet=True)
+    return {"overall": result["overall"], **result["scores"]}
+
+
+def _cache(job: Job, recipe: Recipe) -> Path:
+    """The feature cache of a recipe's data; made by the first job that needs it."""
+    from filelock import FileLock
+
+    parts = {
+        "data": recipe.data.model_dump(exclude={"cache", "caption_weights"}),
+        "image": recipe.image_encoder,
+        "text": recipe.text_encoder,
+    }
+    text = json.dumps(parts, sort_keys=True, default=str)
+    folder = job.shared / f"cache-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    job.shared.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        encode_recipe(recipe, folder, quiet=True)
+    return folder

@@ -1,0 +1,105 @@
+"""An experiment's figure: every seed a dot, every arm its mean, in gesso's colours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+INK, SOFT, LINE, PAPER = "#22201c", "#6f6a60", "#e3ddd0", "#fbf9f4"
+COLORS = ("#b3532d", "#2d5f73", "#8a9a5b", "#c99a2e", "#7b4b6e", "#5c6b73")
+STYLE = {
+    "font.family": "serif",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": INK,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+MOST_COLUMNS = 3
+
+
+def draw(summary: dict[str, Any], file: Path) -> None:
+    """Write the figure of a summary (see `gesso.reproduce.results.summarise`) as PNG.
+
+    One panel a metric. A sweep is drawn as curves over `at`; arms outside of it are dashed lines.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    metrics = summary["figure"]
+    columns = min(len(metrics), MOST_COLUMNS)
+    rows = -(-len(metrics) // columns)
+    sweep = any(arm["line"] for arm in summary["arms"])
+    height = 3.0 if sweep else 0.9 + 0.42 * len(summary["arms"])
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            rows,
+            columns,
+            figsize=(2.2 + 3.1 * columns, height * rows),
+            squeeze=False,
+            sharey=not sweep,
+        )
+        for panel, metric in zip(axes.flat, metrics, strict=False):
+            (_curves if sweep else _dots)(panel, summary, metric)
+        for panel in axes.flat[len(metrics) :]:
+            panel.set_visible(False)
+        if sweep:
+            handles, labels = axes.flat[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        figure.set_layout_engine("constrained")
+        figure.savefig(file, dpi=110)
+        plt.close(figure)
+
+
+def _dots(panel: Any, summary: dict[str, Any], metric: str) -> None:
+    """Arms from top to bottom."""
+    arms = summary["arms"]
+    for row, arm in enumerate(arms):
+        cell = arm["numbers"].get(metric)
+        if cell is None:
+            continue
+        color = COLORS[row % len(COLORS)]
+        panel.axhline(row, color=LINE, linewidth=0.8, zorder=0)
+        panel.plot(cell["values"], [row] * len(cell["values"]), "o", color=color, alpha=0.4, ms=5)
+        if cell["sd"]:
+            panel.errorbar(
+                cell["mean"], row, xerr=cell["sd"], color=color, capsize=3, linewidth=1.6
+            )
+        panel.plot(cell["mean"], row, "D", color=color, ms=6.5)
+    panel.set_yticks(range(len(arms)), [arm["name"] for arm in arms])
+    panel.set_ylim(len(arms) - 0.5, -0.5)
+    panel.set_xlabel(summary["metrics"][metric])
+    panel.tick_params(axis="y", length=0)
+    panel.spines["left"].set_visible(False)
+    low, high = panel.get_xlim()
+    if low > 0 and low < 0.5 * high:  # bars of differences read better from zero
+        panel.set_xlim(left=0)
+
+
+def _curves(panel: Any, summary: dict[str, Any], metric: str) -> None:
+    """Arms along `at`, a curve a line."""
+    measured = [arm for arm in summary["arms"] if metric in arm["numbers"]]
+    lines = dict.fromkeys(arm["line"] for arm in measured if arm["line"])
+    for number, line in enumerate(lines):
+        color = COLORS[number % len(COLORS)]
+        arms = sorted((a for a in measured if a["line"] == line), key=lambda a: a["at"])
+        means = [arm["numbers"][metric]["mean"] for arm in arms]
+        panel.plot([arm["at"] for arm in arms], means, "D-", color=color, ms=5, label=line)
+        for arm in arms:
+            values = arm["numbers"][metric]["values"]
+            panel.plot([arm["at"]] * len(values), values, "o", color=color, alpha=0.35, ms=4)
+    for number, arm in enumerate(a for a in measured if not a["line"]):
+        cell, color = arm["numbers"][metric], COLORS[(len(lines) + number) % len(COLORS)]
+        panel.axhline(cell["mean"], color=color, linestyle="--", linewidth=1.4, label=arm["name"])
+        if cell["sd"]:
+            low, high = cell["mean"] - cell["sd"], cell["mean"] + cell["sd"]
+            panel.axhspan(low, high, color=color, alpha=0.12, linewidth=0)
+    panel.set_xlabel(summary["at_label"])
+    panel.set_title(summary["metrics"][metric], fontsize=11)
