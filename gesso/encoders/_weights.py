@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from gesso.types import GessoError
 
@@ -32,6 +32,29 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         raise GessoError(
             f"{str(file)!r} is truncated or not a safetensors file ({e}): copy or save it again."
         ) from None
+
+
+def load_weights(model: nn.Module, file: Path, what: str) -> None:
+    """Put an image encoder's weights in: a safetensors file, or a checkpoint of its training.
+
+    Args:
+        model: of the shape that the weights have.
+        file: or the folder with `model.safetensors`.
+        what: "a tiny autoencoder of width 64", for the message.
+
+    Raises:
+        GessoError: the file is missing, broken or of another shape.
+    """
+    if file.is_dir():
+        file = file / "model.safetensors"
+    prefix = "image_encoder."  # in the checkpoint of a training
+    state = {k.removeprefix(prefix): v.float() for k, v in read_safetensors(file).items()}
+    own = {k: v.shape for k, v in model.state_dict().items()}
+    if {k: v.shape for k, v in state.items()} != own:
+        raise GessoError(
+            f"{str(file)!r} does not hold {what}: give the options that it was trained with."
+        )
+    model.load_state_dict(state)
 
 
 def locate(path: str, marker: str = "config.json") -> str:
