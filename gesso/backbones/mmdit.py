@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gesso.config import Config as BaseConfig
 from gesso.nn.attention import attend, mask_bias
+from gesso.nn.hooks import HookPoint
 from gesso.nn.init import normal_, xavier_, zero_
 from gesso.nn.linear import Linear
 from gesso.nn.mlp import Mlp
@@ -212,6 +213,7 @@ class MMDiT(nn.Module):
         self.t_embedder = ScalarEmbedder(dim, config.init_std)
         self.y_embedder = PooledEmbedder(config.pooled_dim, dim, config.init_std)
         self.context_embedder = xavier_(nn.Linear(config.text_dim, dim))
+        self.tokens_in, self.patches_out = HookPoint(), HookPoint()
         self.joint_blocks = nn.ModuleList(
             Block(config, dual=i < config.dual_blocks, last=i == config.depth - 1)
             for i in range(config.depth)
@@ -241,7 +243,7 @@ class MMDiT(nn.Module):
         position = sincos_2d_centred(
             *grid, config.hidden_size, config.base_size, config.table_size, x.device
         )
-        tokens = self.x_embedder(x.to(dtype)) + position.to(dtype)  # [B, N, D]
+        tokens = self.tokens_in(self.x_embedder(x.to(dtype)) + position.to(dtype))  # [B, N, D]
         text = self.context_embedder(cond.tokens.to(dtype))  # [B, M, D]
         c = self.t_embedder(t) + self.y_embedder(cond.pooled.to(dtype))  # [B, D]
         bias = None
@@ -250,7 +252,8 @@ class MMDiT(nn.Module):
             bias = mask_bias(torch.cat([seen, cond.mask], dim=1), text.dtype)  # [B, 1, 1, N + M]
         for block in self.joint_blocks:
             tokens, text = block(tokens, text, c, bias)
-        return Prediction(unpatchify(self.final_layer(tokens, c), height, width, self.patch_size))
+        patches = self.patches_out(self.final_layer(tokens, c))  # [B, N, p p C]
+        return Prediction(unpatchify(patches, height, width, self.patch_size))
 
     def _check(self, x: Tensor, cond: Cond) -> None:
         config, p = self.config, self.patch_size

@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from gesso.config import Config as BaseConfig
 from gesso.nn.attention import CrossAttention, KeysValues, SelfAttention, mask_bias
+from gesso.nn.checks import check_latents, check_text
+from gesso.nn.hooks import HookPoint
 from gesso.nn.init import normal_, zero_
 from gesso.nn.kv_compress import CompressedSelfAttention
 from gesso.nn.mlp import Mlp
 from gesso.nn.modulation import modulated_norm
 from gesso.nn.patch import PatchEmbed, unpatchify
+from gesso.nn.patch_mixer import PatchMixer
 from gesso.nn.position import sincos_2d
 from gesso.nn.prepared import Prepared
 from gesso.nn.timestep import ScalarEmbedder
@@ -46,6 +49,8 @@ class Config(BaseConfig):
     interpolation_scale: float = Field(default=1.0, gt=0)  # of positions
     kv_compress: int = Field(default=1, ge=1)  # Sigma's pooling of keys and values, per side
     kv_blocks: list[int] = Field(default_factory=list)  # where; Sigma at 2K: blocks 14 to 27
+    mixer_depth: int = Field(default=0, ge=0)  # blocks of a patch-mixer, for masked training
+    mixer_size: int = Field(default=128, ge=4)  # its width
     # Initial standard deviation of the caption, time and modulation MLPs. PixArt's 0.02 keeps unit
     # variance at its widths (4096, 1152); narrow models learn to read sooner with width**-0.5.
     init_std: float = Field(default=0.02, gt=0)
@@ -171,6 +176,9 @@ class PixArt(nn.Module):
         if config.micro_conditions:
             self.csize_embedder = ScalarEmbedder(dim // 3, std)
             self.ar_embedder = ScalarEmbedder(dim // 3, std)
+        if config.mixer_depth:
+            self.mixer = PatchMixer(dim, config.mixer_size, config.mixer_depth, config.mlp_ratio)
+        self.tokens_in, self.patches_out = HookPoint(), HookPoint()
         self.blocks = nn.ModuleList(
             Block(
                 dim,
@@ -197,7 +205,7 @@ class PixArt(nn.Module):
         Raises:
             GessoError: the latent size or the condition does not fit the model.
         """
-        self._check(x)
+        check_latents(x, self.in_channels, self.patch_size, "pixart")
         ready = cond if isinstance(cond, Prepared) else self._embed(cond)
         config, (height, width) = self.config, x.shape[2:]
         dtype = self.x_embedder.proj.weight.dtype
@@ -207,9 +215,13 @@ class PixArt(nn.Module):
         )
         tokens = self.x_embedder(x.to(dtype)) + position.to(dtype)  # [B, N, D]
         time, shared = ready.at(t) or self._modulation(self.t_embedder(t), ready.micro)
+        tokens = self.mixer(tokens, time) if config.mixer_depth else tokens  # [B, N, mixer_size]
+        tokens = self.tokens_in(tokens)
+        tokens = self.mixer.expand(tokens) if config.mixer_depth else tokens  # [B, N, D]
         for block, text in zip(self.blocks, ready.text, strict=True):
             tokens = block(tokens, text, ready.bias, shared, grid)
-        out = unpatchify(self.final_layer(tokens, time), height, width, self.patch_size)
+        patches = self.patches_out(self.final_layer(tokens, time))  # [B, N, p p C or p p 2C]
+        out = unpatchify(patches, height, width, self.patch_size)
         if not config.learn_sigma:
             return Prediction(out)
         value, variance = out.chunk(2, dim=1)  # 2 of [B, C, h, w]
@@ -236,13 +248,8 @@ class PixArt(nn.Module):
         return replace(ready, times=dict(zip(times.tolist(), rows, strict=True)))
 
     def _embed(self, cond: Cond) -> Prepared:
-        config, tokens = self.config, cond.tokens
-        if tokens is None or tokens.shape[2] != config.text_dim:
-            found = "none" if tokens is None else f"width {tokens.shape[2]}"
-            raise GessoError(
-                f"pixart takes text tokens of width {config.text_dim}, got {found}: set its"
-                " text_dim to the text encoder's width."
-            )
+        config = self.config
+        tokens = check_text(cond.tokens, config.text_dim, "pixart")
         text = self.y_embedder(tokens.to(self.x_embedder.proj.weight.dtype))  # [B, L, D]
         bias = None if cond.mask is None else mask_bias(cond.mask, text.dtype)
         micro = self._micro(cond) if config.micro_conditions else None
@@ -282,14 +289,6 @@ class PixArt(nn.Module):
             )
         size = self.csize_embedder(cond.size.flatten()).view(len(cond.size), -1)  # [B, 2D/3]
         return torch.cat([size, self.ar_embedder(cond.aspect.flatten())], dim=1)
-
-    def _check(self, x: Tensor) -> None:
-        p, channels = self.patch_size, self.config.in_channels
-        if x.shape[1] != channels or x.shape[2] % p or x.shape[3] % p:
-            raise GessoError(
-                f"pixart takes latents of {channels} channels and sides divisible by {p}, not"
-                f" {list(x.shape[1:])}: change the picture's size or the encoder."
-            )
 
 
 def build(options: Config) -> PixArt:
