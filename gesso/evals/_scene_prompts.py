@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import permutations, product
 from random import Random
 from typing import Any
 
 import numpy as np
 
-from gesso.data.scenes import COLORS, RELATIONS, TAGS, Object, Scene, render, short_wordings
+from gesso.data.scenes import (
+    COLORS,
+    RELATIONS,
+    TAGS,
+    Object,
+    Scene,
+    render,
+    short_wordings,
+    vocabulary,
+)
 from gesso.data.scenes.graph import INVERSE, get_level
 from gesso.data.scenes.layout import arrange
 from gesso.data.scenes.splits import (
@@ -22,6 +31,7 @@ from gesso.data.scenes.splits import (
 from gesso.types import GessoError
 
 Things = list[tuple[str, str]]  # (colour, shape); the colour is "" where the prompt names none
+DEFAULT_LEVEL = 2  # for models that do not tell which words they know
 Content = tuple[Things, str, bool]  # things, relation, whether the combination is held out
 
 
@@ -138,6 +148,14 @@ _CONTENTS: dict[str, Callable[[int], Iterator[Content]]] = {
     "position": _position,
     "color_attr": _color_attr,
 }
+
+
+def known_level(words: Collection[str]) -> int:
+    """The highest level whose English words are all among a model's; of no words: level 2."""
+    known = set(words)
+    if not known:
+        return DEFAULT_LEVEL
+    return max((n for n in (1, 2, 3) if known.issuperset(vocabulary(n, "en"))), default=1)
 
 
 def paint_truth(

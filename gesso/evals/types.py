@@ -49,25 +49,27 @@ class Picture:
             raise ValueError("a picture has either a file or pixels")
         self.file = file
         self.seed = seed
-        self._pixels = pixels
+        if pixels is not None:
+            self.pixels = pixels
 
-    @property
+    @cached_property
     def pixels(self) -> Image:
-        """[H, W, 3] uint8; transparency is laid on white.
+        """[H, W, 3] uint8; transparency is laid on white. Kept as long as the picture object is.
 
         Raises:
             GessoError: the file is corrupt.
         """
         from gesso.data.images import load_rgb
 
-        return self._pixels if self.file is None else load_rgb(self.file)  # type: ignore[return-value]
+        assert self.file is not None
+        return load_rgb(self.file)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the file's bytes, or of shape and pixels."""
         if self.file is not None:
             return hashlib.sha256(self.file.read_bytes()).hexdigest()
-        pixels = np.ascontiguousarray(self._pixels)
+        pixels = np.ascontiguousarray(self.pixels)
         return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
@@ -139,10 +141,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """-> list[float], a cosine similarity in [-1, 1] for each text. Needs "similarity"."""
+    """-> list[float], a cosine similarity in [-1, 1] for each text. Needs "similarity".
+
+    A text is a tuple of wordings, most often of one. Of several, the embeddings (of length one)
+    are averaged and brought to length one again: CLIP's prompt ensemble.
+    """
 
     picture: Picture
-    texts: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +244,12 @@ class Judge:
         raise NotImplementedError
 
     def similarity(
-        self, images: Sequence[Image], texts: Sequence[tuple[str, ...]]
+        self, images: Sequence[Image], texts: Sequence[tuple[tuple[str, ...], ...]]
     ) -> list[list[float]]:
-        """Cosines in [-1, 1] of `images[i]` with each of `texts[i]`, without a learned scale."""
+        """Cosines in [-1, 1] of `images[i]` with each of `texts[i]`, without a learned scale.
+
+        Each text is a tuple of wordings, see `Match`.
+        """
         raise NotImplementedError
 
     def read(self, images: Sequence[Image]) -> list[str]:
@@ -355,6 +364,7 @@ class Benchmark(ABC):
         n: pictures a prompt, as published.
         scale: what a score of one is printed as: 1 or 100.
         together: `judge` gets all pictures of a prompt at once (diversity, bias).
+        revision: raised when the rules change, so that results stay apart.
         weight: "picture": the overall mean runs over pictures; "prompt": over prompts' means.
         published: scores to stand beside.
     """
@@ -367,6 +377,7 @@ class Benchmark(ABC):
     n: ClassVar[int] = 4
     scale: ClassVar[int] = 1
     together: ClassVar[bool] = False
+    revision: ClassVar[int] = 1
     weight: ClassVar[str] = "prompt"
     published: ClassVar[tuple[Published, ...]] = ()
 
@@ -381,6 +392,14 @@ class Benchmark(ABC):
     @abstractmethod
     def judge(self, prompt: Prompt, pictures: Sequence[Picture]) -> Judging:
         """Judge one picture ([one] picture, or all with `together`), see `Judging`."""
+
+    def name(self, options: Options) -> str:
+        """What the result is called, with all that its prompts depend on: the file's name."""
+        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+
+    def default_judges(self, options: Options) -> tuple[str, ...]:
+        """Specs of the judges that are taken when none is named."""
+        return self.judges
 
     def total(self, mean: np.ndarray, parts: Means) -> np.ndarray:
         """The overall score [R] from the mean of `Verdict.score` [R] and the parts' means."""
@@ -412,9 +431,9 @@ def questions(
 
 
 def match(
-    pictures: Sequence[Picture], texts: tuple[str, ...]
+    pictures: Sequence[Picture], texts: tuple[tuple[str, ...], ...]
 ) -> Generator[Sequence[Ask], list[Any], list[list[float]]]:
-    """Cosines of each picture with each text."""
+    """Cosines of each picture with each text (a tuple of wordings, see `Match`)."""
     return (yield [Match(picture, texts) for picture in pictures])
 
 
