@@ -71,13 +71,21 @@ class TrainConfig(Config):
     ema: float = 0.999
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; weights stay float32
     compile: bool = False
+    checkpoint_activations: bool = False  # recompute blocks in the backward pass: less memory
+    float8: bool = False  # products of the blocks' linear layers; needs a GPU that has it
     device: str = "auto"
     processes: int = Field(default=1, ge=0)  # that share each batch on a CPU; 0: one a core
+    shard: Literal["none", "full"] = "none"  # full: weights and moments lie spread over processes
+    timeout: float = Field(default=600, gt=0)  # seconds until a silent process counts as lost
+    workers: int = Field(default=1, ge=1)  # threads in each process that read batches ahead
     log_every: int = 20
     validate_every: int = 0  # steps between validation pictures and losses; 0: at the end only
     save_every: int = 500
     keep: int = 2  # checkpoints kept for resuming
+    keep_every: int = 0  # steps between checkpoints that are kept for good; 0: none
+    save_async: bool = False  # write checkpoints while the training goes on
     max_skipped: int = 0  # non-finite or exploding losses that may be skipped before stopping
+    learns: list[str] | None = None  # names of the parameters that train, as globs; None: all
 
 
 class SampleConfig(Config):
@@ -115,7 +123,8 @@ class Recipe(Config):
     name: str
     about: str = ""
     seed: int = 0
-    init: str | None = None  # a model (name, run, folder) whose weights to start from
+    init: str | None = None  # a model (name, run, folder, DiT file) whose weights to start from
+    convert: Spec | None = None  # how its backbone becomes this one, where they differ
     image_encoder: Spec
     text_encoder: Spec | None = None  # None, and no backbone: a recipe that trains the encoder
     backbone: Spec | None = None
@@ -209,13 +218,11 @@ def recipes() -> dict[str, Path]:
     return {p.stem: p for p in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
 
 
-def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
-    """A recipe by name (`gesso/recipes/NAME.yaml`) or path, with `key.sub=value` overrides.
-
-    Values are read as YAML, so `train.lr=1e-4`, `data.buckets=true` and lists work.
+def read_recipe(name_or_path: str) -> tuple[Path, dict[str, Any]]:
+    """A recipe's file, found by name or path, and its keys, not validated yet.
 
     Raises:
-        GessoError: no such recipe, broken YAML, an unknown key, an override without "=".
+        GessoError: no such recipe, or broken YAML.
     """
     import yaml
 
@@ -236,6 +243,24 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
         raise GessoError(f"{path} is not readable YAML: {first}.") from None
     if not isinstance(values, dict):
         raise GessoError(f"{path} is not a recipe: it holds no key-value pairs.")
+    return path, values
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
+    """A recipe by name (`gesso/recipes/NAME.yaml`) or path, with `key.sub=value` overrides.
+
+    Values are read as YAML, so `train.lr=1e-4`, `data.buckets=true` and lists work.
+
+    Raises:
+        GessoError: no such recipe, broken YAML, an unknown key, an override without "=", or a
+            recipe of several stages (`gesso.train.stages` loads those).
+    """
+    path, values = read_recipe(name_or_path)
+    if "stages" in values:
+        raise GessoError(
+            f"{path} is a recipe of the stages {', '.join(values['stages'] or {})}: only "
+            "`gesso train` and `gesso plan` run stages; name a recipe without them."
+        )
     for item in overrides or []:
         override(values, item)
     return validate(Recipe, values, f"Recipe {path.name}")

@@ -28,6 +28,7 @@ from gesso.config import (
     SampleConfig,
     Spec,
     build,
+    module,
     resolve,
     validate,
 )
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "gesso.json"
+STAGES = "stages.json"  # in the folder of a run of several stages
 FORMAT = 1
 PARTS = frozenset({"image_encoder", "text_encoder", "backbone"})
 
@@ -126,11 +128,13 @@ class Model:
             text_encoder = build("encoders.text", d.text_encoder)
         if d.backbone is not None and "backbone" in parts:
             # Widths that follow from the encoders need not be written in a recipe.
-            implied = {}
-            if image_encoder is not None:
-                implied["in_channels"] = image_encoder.channels
-            if text_encoder is not None:
-                implied["text_dim"] = text_encoder.dim
+            sizes = {
+                "in_channels": getattr(image_encoder, "channels", None),
+                "text_dim": getattr(text_encoder, "dim", None),
+                "num_classes": getattr(text_encoder, "num_classes", None),
+            }
+            options = module("backbones", d.backbone["name"]).Config.model_fields
+            implied = {k: v for k, v in sizes.items() if v is not None and k in options}
             d.backbone = _complete("backbones", implied | d.backbone)
             backbone = backbone or build("backbones", d.backbone)
         model = cls(d, image_encoder, text_encoder, backbone)
@@ -327,6 +331,8 @@ class Model:
 def checkpoint_in(folder: Path) -> Path | None:
     """The checkpoint that a folder means: itself, or a run's newest; None if it is neither.
 
+    A run of several stages means its last one that has a checkpoint.
+
     Raises:
         GessoError: a run without a checkpoint yet.
     """
@@ -334,10 +340,21 @@ def checkpoint_in(folder: Path) -> Path | None:
         return folder
     if (folder / "recipe.yaml").is_file():
         found = sorted((folder / "checkpoints").glob(f"step-*/{DESCRIPTION}"))
-        if not found:
-            raise GessoError(f"The run {folder} has no checkpoint yet: let it reach one.")
-        return found[-1].parent
-    return None
+    elif (folder / STAGES).is_file():
+        places = sorted(folder.glob("*-*/recipe.yaml"), key=lambda p: _number(p.parent))
+        glob = f"checkpoints/step-*/{DESCRIPTION}"
+        found = [file for place in places for file in sorted(place.parent.glob(glob))]
+    else:
+        return None
+    if not found:
+        raise GessoError(f"The run {folder} has no checkpoint yet: let it reach one.")
+    return found[-1].parent
+
+
+def _number(stage: Path) -> int:
+    """i of a stage's folder i-NAME."""
+    number = stage.name.partition("-")[0]
+    return int(number) if number.isdigit() else 0
 
 
 def read_description(folder: Path) -> Description:

@@ -169,7 +169,7 @@ def test_training_starts_from_another_model(call, tiny_recipe, model_folder, tmp
     after = load_file("tuned/checkpoints/step-000001/model.safetensors")
     assert all(torch.equal(before[k], after[k]) for k in before)
     code, _, err = call(*args, "backbone.depth=3", "--run", "other")
-    assert code == 2 and "lacks tensors backbone.blocks.2" in err
+    assert code == 2 and "backbone.depth 3 and starts from" in err
 
 
 def test_encode_then_train_from_the_cache(call, tiny_recipe, tmp_path):

@@ -27,16 +27,17 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     run: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Only this stage of the recipe.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model by a recipe."""
-    from gesso.systems import load_recipe
+    """Train a model by a recipe, stage by stage where it has several."""
+    from gesso.systems import load_stages
+    from gesso.train.stages import default_run, train_stages
 
-    loaded = load_recipe(recipe, overrides)  # a typing mistake is told before the heavy imports
-    from gesso.train.run import train_recipe
-
-    result = train_recipe(loaded, run or Path("runs") / loaded.name, resume=resume, quiet=as_json)
+    stages = load_stages(recipe, overrides)  # a typing mistake is told before the heavy imports
+    folder = run or default_run(stages)
+    result = train_stages(stages, folder, only=stage, resume=resume, quiet=as_json)
     report(result, as_json, "run", _trained)
     if result["interrupted"]:
         raise typer.Exit(128 + result["signal"])
@@ -116,8 +117,16 @@ def encode(
 def _trained(result: dict[str, Any]) -> str:
     said = f"{result['steps']} steps, {result['images_per_second']:.0f} pictures/s"
     said += f", loss {result['loss']:.4f}"
+    if "stages" in result:
+        said = "\n".join(map(_stage, result["stages"]))
     if result["interrupted"]:
         return f"{said}\nInterrupted: continue with --resume."
     if result["paints"]:
         said += f'\nPaint with it: gesso paint --model {result["run"]} "..."'
     return said
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    done = "was done" if stage["skipped"] else f"{stage['seconds'] / 60:.1f} minutes"
+    gate = "".join(f", {name.replace('_', ' ')} {v:.3f}" for name, v in stage["gate"].items())
+    return f"{stage['name']}: {stage['steps']} steps, {done}, loss {stage['loss']:.4f}{gate}"

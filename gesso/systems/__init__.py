@@ -12,6 +12,8 @@ from typing import Any
 
 from gesso import config
 from gesso.config import Recipe, module, modules, nearest
+from gesso.train import stages
+from gesso.train.stages import Stage
 from gesso.types import GessoError
 
 
@@ -46,13 +48,26 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     Raises:
         GessoError: as there; an unknown name lists the nearest recipes and systems.
     """
+    return config.load_recipe(_recipe_of(name), overrides)
+
+
+def load_stages(name: str, overrides: list[str] | None = None) -> list[Stage]:
+    """The stages of a recipe, by the same names; see `gesso.train.stages.load_stages`.
+
+    Raises:
+        GessoError: as there; an unknown name lists the nearest recipes and systems.
+    """
+    return stages.load_stages(_recipe_of(name), overrides)
+
+
+def _recipe_of(name: str) -> str:
     known = [s.replace("_", "-") for s in modules("systems")]
     if name in known:
-        name = module("systems", name).RECIPE
-    elif not name.endswith((".yaml", ".yml")) and name not in config.recipes():
+        return str(module("systems", name).RECIPE)
+    if not name.endswith((".yaml", ".yml")) and name not in config.recipes():
         hint = nearest(name, [*config.recipes(), *known])
         raise GessoError(f"There is no recipe or system called {name!r}: {hint}")
-    return config.load_recipe(name, overrides)
+    return name
 
 
 def table() -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def open_run(run: Path, recipe: Recipe, resume: bool) -> Path | None:
     elif not file.exists():
         raise GessoError(f"There is no run in {run} to resume: leave out --resume to start it.")
     else:
-        _compare(flat(load_recipe(str(file)).model_dump(mode="json")), recipe, file)
+        compare(load_recipe(str(file)).model_dump(mode="json"), recipe, file)
     temporary = file.with_suffix(".tmp")
     temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     temporary.replace(file)
@@ -64,7 +64,18 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _compare(before: dict[str, Any], recipe: Recipe, file: Path) -> None:
+def compare(earlier: dict[str, Any], recipe: Recipe, file: Path) -> None:
+    """Refuse to continue a run by a recipe that differs in more than `FREE` keys.
+
+    Args:
+        earlier: the run's own recipe, as its model dumps it.
+        recipe: of now.
+        file: where the earlier one stands.
+
+    Raises:
+        GessoError: names the key that differs.
+    """
+    before = flat(earlier)
     now = flat(recipe.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE and before.get(key) != now.get(key):

@@ -10,16 +10,18 @@ from gesso.config import Recipe, ValidationConfig
 from gesso.data.dataset import CachedDataset, PixelDataset
 from gesso.data.encode import EncodeReport, encode
 from gesso.data.open import open_data, words_of
-from gesso.data.shards import open_cache
+from gesso.data.shards import Cache, open_cache
+from gesso.data.source import Source, open_source
 from gesso.device import pick_device
 from gesso.encoders.text.learned import split_words
-from gesso.loading import find
-from gesso.model import WEIGHTS, Model, read_tensors
+from gesso.model import Model
 from gesso.pipeline import Pipeline
 from gesso.progress import steps_bar
 from gesso.train import parallel
 from gesso.train.folder import refuse_existing
 from gesso.train.loop import Dataset, Painter, follow, train
+from gesso.train.start import make_model, text_encoder_of
+from gesso.types import GessoError
 
 
 def train_recipe(
@@ -70,15 +72,6 @@ def follow_recipe(group: parallel.Group, recipe: Recipe, run: Path, resume: bool
     follow(group, recipe, run, model=model, dataset=dataset, resume=resume)
 
 
-def make_model(recipe: Recipe) -> Model:
-    """The model that a recipe starts from: random weights, or those of `init`."""
-    model = Model.from_recipe(recipe)
-    if recipe.init is not None:
-        weights = find(recipe.init) / WEIGHTS
-        model.load_state(read_tensors(weights), str(weights))
-    return model
-
-
 def with_processes(recipe: Recipe) -> Recipe:
     """Put the number in where `train.processes` is 0: one a core."""
     train = recipe.train
@@ -96,13 +89,46 @@ def encode_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str
     return {"cache": str(out), **_encode(recipe, Model.from_recipe(recipe), out, quiet)}
 
 
+LISTS = {"learned": "words", "classes": "classes"}
+"""Text encoders that know a list, and the option that holds it."""
+
+
 def with_vocabulary(recipe: Recipe) -> Recipe:
-    """Fill in the word list of a `learned` text encoder from the captions that it will read."""
+    """Fill in the words of a `learned` text encoder, or the names of a `classes` one.
+
+    They are those of the model that the training starts from, or else of the source.
+
+    Raises:
+        GessoError: the source tells no classes.
+    """
     spec = recipe.text_encoder
-    if spec is None or spec["name"] != "learned" or "words" in spec:
+    key = None if spec is None else LISTS.get(spec["name"])
+    if spec is None or key is None or key in spec:
         return recipe
-    words = words_of(open_data(recipe.data), split_words)
-    return recipe.model_copy(update={"text_encoder": {**spec, "words": words}})
+    before = text_encoder_of(recipe.init) if recipe.init is not None else None
+    if before is not None and before["name"] == spec["name"]:
+        found = before[key]
+    elif key == "words":
+        found = words_of(open_data(recipe.data), split_words)
+    else:
+        found = class_names(open_source(recipe.data.source, recipe.data.background))
+    return recipe.model_copy(update={"text_encoder": {**spec, key: found}})
+
+
+def class_names(source: Source) -> list[str]:
+    """The classes of a source, by number.
+
+    Raises:
+        GessoError: it has none.
+    """
+    found: list[str] = getattr(source, "class_names", list)()
+    if not found:
+        raise GessoError(
+            "The text encoder `classes` needs the names of the classes, and this source gives "
+            "none: set data.source.classes to true where it has that option, or "
+            "text_encoder.classes to a list."
+        )
+    return found
 
 
 def make_dataset(recipe: Recipe, model: Model, cache: Path, *, quiet: bool = False) -> Dataset:
@@ -129,12 +155,33 @@ def make_dataset(recipe: Recipe, model: Model, cache: Path, *, quiet: bool = Fal
         source_fingerprint=source.fingerprint(),
         limit=data.limit,
     )
+    refuse_labels(opened, model)
     return CachedDataset(
         opened,
         image_encoder=model.image_encoder,
         caption_weights=data.caption_weights,
         holdout=recipe.validation.holdout,
     )
+
+
+def refuse_labels(cache: Cache, model: Model) -> None:
+    """Raise a GessoError if a backbone reads class labels and a picture's is missing or too large.
+
+    Where the text encoder is `classes`, it gives the labels and has refused unknown ones.
+    """
+    known = getattr(model.backbone, "num_classes", None)
+    if known is None or getattr(model.text_encoder, "gives_labels", False):
+        return
+    for shard in (shard for shards in cache.groups.values() for shard in shards):
+        wrong = ((shard.labels < 0) | (shard.labels >= known)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            label = int(shard.labels[row])
+            what = "has no class label" if label < 0 else f"has the class label {label}"
+            raise GessoError(
+                f"The picture {shard.keys[row]} {what}, and the backbone has {known} classes, 0 to "
+                f"{known - 1}: correct the labels or set backbone.num_classes."
+            )
 
 
 def make_painter(validation: ValidationConfig) -> Painter:

@@ -1,0 +1,104 @@
+"""Where a training starts: random weights, another model's, or another architecture's."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from gesso.config import Recipe, Spec, resolve
+from gesso.convert.checkpoint import WEIGHT_SUFFIXES
+from gesso.convert.origin import Origin, first_difference, read_origin
+from gesso.loading import find
+from gesso.model import Model, read_description
+from gesso.types import GessoError
+
+
+def make_model(recipe: Recipe) -> Model:
+    """The model that a recipe starts from, with `train.learns` applied.
+
+    Raises:
+        GessoError: there is no such model, it does not fit (says which option or tensor), or
+            `train.learns` names no parameter.
+    """
+    model = Model.from_recipe(recipe)
+    if recipe.init is not None:
+        _fill(model, recipe, origin_of(recipe.init))
+    elif recipe.convert is not None:
+        raise GessoError("The recipe has `convert` but nothing to convert: set `init`.")
+    if recipe.train.learns is not None:
+        _freeze(model, recipe.train.learns)
+    return model
+
+
+def origin_of(init: str) -> Origin:
+    """What `Recipe.init` names."""
+    path = Path(init)
+    return read_origin(path if path.suffix in WEIGHT_SUFFIXES else find(init))
+
+
+def text_encoder_of(init: str) -> Spec | None:
+    """The text encoder of what `Recipe.init` names, None where it has none."""
+    if Path(init).suffix in WEIGHT_SUFFIXES:
+        return None
+    return read_description(find(init)).text_encoder
+
+
+def refuse_misfit(before: Spec | None, where: str, recipe: Recipe, who: str = "The recipe") -> None:
+    """Compare the options that decide shapes.
+
+    Args:
+        before: the backbone to start from, complete as far as it is known.
+        where: whose it is, for messages.
+        recipe: the training that starts from it.
+        who: what the recipe is called in messages.
+
+    Raises:
+        GessoError: names the first option that differs, or says that a conversion is missing.
+    """
+    after = recipe.backbone
+    if before is None or after is None:
+        return
+    if before["name"] != after["name"] and recipe.convert is None:
+        raise GessoError(
+            f"{who} has the backbone {after['name']} and starts from {where} with "
+            f"{before['name']}: say how it is converted with `convert`."
+        )
+    options = complete(after)
+    key = first_difference(before, options)
+    if key is not None:
+        raise GessoError(
+            f"{who} has backbone.{key} {options[key]} and starts from {where} with {before[key]}: "
+            "make them equal."
+        )
+
+
+def complete(backbone: Spec) -> Spec:
+    """A backbone's name and options with every default written out."""
+    return {**resolve("backbones", backbone)[1].model_dump(), **backbone}
+
+
+def _fill(model: Model, recipe: Recipe, origin: Origin) -> None:
+    """Put an origin's weights into a model; one that is converted keeps its own text encoder."""
+    built = recipe.model_copy(update={"backbone": model.description.backbone})
+    refuse_misfit(origin.backbone, origin.where, built)
+    if recipe.convert is not None:
+        module, options = resolve("convert.starts", recipe.convert)
+        module.start(options, origin, model.backbone)
+        return
+    state = dict(origin.tensors)
+    if model.text_encoder is not None and origin.text_encoder is None:  # a lone backbone
+        state |= {k: v for k, v in model.state().items() if k.startswith("text_encoder.")}
+    model.load_state(state, origin.where)
+
+
+def _freeze(model: Model, learns: list[str]) -> None:
+    """Let only the parameters train whose names match one of the globs."""
+    used: set[str] = set()
+    for role, part in model.trained().items():
+        for name, parameter in part.named_parameters():
+            matching = {glob for glob in learns if fnmatchcase(f"{role}.{name}", glob)}
+            parameter.requires_grad_(bool(matching))
+            used |= matching
+    for glob in learns:
+        if glob not in used:
+            raise GessoError(f"train.learns has {glob!r}, which no parameter's name matches.")
