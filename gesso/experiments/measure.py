@@ -7,14 +7,17 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from gesso.config import Recipe, load_recipe
-from gesso.evals.scenes import evaluate_model
+from gesso.evals.scenes import CHUNK, evaluate_model
 from gesso.experiments.design import Job, Numbers
+from gesso.loading import load
 from gesso.train.flops import training_flops
 from gesso.train.folder import RECIPE
 from gesso.train.run import encode_recipe, train_recipe
 
-__all__ = ["Trained", "recipe", "scenes", "train", "training_flops"]
+__all__ = ["Trained", "paint", "recipe", "scenes", "train", "training_flops"]
 
 QUICK_STEPS, QUICK_BATCH, QUICK_PICTURES = 4, 8, 64
 
@@ -100,6 +103,13 @@ def scenes(job: Job, run: Path, per_tag: int = 20, n: int = 2) -> Numbers:
         per_tag, n = 1, 1
     result = evaluate_model(str(run), per_tag=per_tag, n=n, quiet=True)
     return {"overall": result["overall"], **result["scores"]}
+
+
+def paint(run: Path, prompts: list[str]) -> list[np.ndarray]:
+    """A picture [H, W, 3] uint8 for each prompt; the noise is the same in every call."""
+    pipe = load(run)
+    seeds = list(range(len(prompts)))
+    return [np.asarray(image) for image in pipe(prompts, seed=seeds, batch_size=CHUNK).images]
 
 
 def _cache(job: Job, recipe: Recipe) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 INK, SOFT, LINE, PAPER = "#22201c", "#6f6a60", "#e3ddd0", "#fbf9f4"
 COLORS = ("#b3532d", "#2d5f73", "#8a9a5b", "#c99a2e", "#7b4b6e", "#5c6b73")
-STYLE = {
+STYLE: Any = {
     "font.family": "serif",
     "font.size": 11,
     "text.color": INK,

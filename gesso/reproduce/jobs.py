@@ -84,7 +84,8 @@ def run_all(tasks: list[Task], workers: int, quiet: bool, done: Callable[[Task],
     Raises:
         GessoError: a job failed; the others have saved what they had.
     """
-    waiting, running, finished = list(tasks), [], 0
+    waiting, finished = list(tasks), 0
+    running: list[Running] = []
     started = time.perf_counter()
     with _status(quiet) as (say, show), Interrupt() as interrupt:
         try:

@@ -1,6 +1,13 @@
 """PixArt-alpha: a diffusion transformer trained at a tenth of the usual cost (arXiv:2310.00426)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from gesso.systems import System
+
+if TYPE_CHECKING:
+    from gesso.experiments.design import Experiment
 
 RECIPE = "demo"
 
@@ -29,3 +36,10 @@ SYSTEM = System(
     claim="GenEval's rules on held-out scenes of level 1, two CPU cores: 0.58 after ten minutes, "
     "0.82 after 38",
 )
+
+
+def claim() -> list[Experiment]:
+    """The experiments behind `gesso reproduce pixart-alpha`."""
+    from gesso.experiments import captions
+
+    return [captions.experiment()]
