@@ -96,7 +96,7 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
     """Paint what is missing, judge, and write a result file for each subject.
 
     Returns:
-        the results, as they stand in the files, each with "file".
+        the results, as they stand in the files, each with "path".
 
     Raises:
         GessoError: no such benchmark, model, judge or prompts; pictures that are missing or
@@ -116,10 +116,37 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
         while name in names:
             name += "-2"
         names.add(name)
-        file = request.out / f"{name}.json"
-        file.write_text(json.dumps(result, indent=1) + "\n")
-        results.append(result | {"file": str(file)})
+        path = request.out / f"{name}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        results.append(result | {"path": str(path)})
     return results
+
+
+def evaluate_and_report(request: Request) -> dict[str, Any]:
+    """`evaluate`, and the page about it.
+
+    Returns:
+        benchmark, judge, report, out and results: for each subject its name, file, overall,
+        scores, intervals, n, asked, abstained and missing. Of one subject these stand at the top,
+        too.
+
+    Raises:
+        GessoError: as `evaluate`.
+    """
+    from gesso.evals import page
+
+    results = evaluate(request)
+    benchmark = open_benchmark(request.benchmark)
+    file = request.out / "report.html"
+    page.write(file, benchmark, results, own=request.judges in ((), benchmark.judges))
+    keys = ("overall", "scores", "intervals", "scale", "n", "asked", "abstained", "missing")
+    told = [
+        {"subject": r["subject"]["name"], "file": r["path"]} | {key: r[key] for key in keys}
+        for r in results
+    ]
+    shared = {key: results[0][key] for key in ("benchmark", "judge")}
+    only = told[0] if len(told) == 1 else {}
+    return shared | only | {"results": told, "report": str(file), "out": str(request.out)}
 
 
 # ---------------------------------------------------------------------------- painting, shares
@@ -424,6 +451,7 @@ def result_of(
     return {
         "format": FORMAT,
         "benchmark": benchmark.name(setting.options),
+        "file": type(benchmark).__module__.rpartition(".")[2],
         "title": benchmark.title,
         "revision": benchmark.revision,
         "protocol": benchmark.source,

@@ -57,7 +57,7 @@ def tabulate(rows: Sequence[dict[str, Any]], weight: str) -> Table:
         rows: a prompt each: "id", "tags", and "verdicts", each with "score" and "parts".
         weight: "picture" or "prompt", see `Benchmark.weight`.
     """
-    names = sorted({name for row in rows for v in row["verdicts"] for name in v["parts"]})
+    names = list(dict.fromkeys(k for row in rows for v in row["verdicts"] for k in v["parts"]))
     column = {name: i + 1 for i, name in enumerate(names)}
     sums = np.zeros((len(rows), 1 + len(names)))
     counts = np.zeros_like(sums)
@@ -137,7 +137,7 @@ def paired(
         bootstrap over prompts) and p (two-sided, paired permutation: A's and B's results of a
         prompt are exchanged at random).
     """
-    names = sorted({*a.names, *b.names})
+    names = list(dict.fromkeys([*a.names, *b.names]))
     a, b = a.rows(a.ids, names), b.rows(a.ids, names)
     weights = resample(a, seed=seed)
     first, second = point(benchmark, a), point(benchmark, b)

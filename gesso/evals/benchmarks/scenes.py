@@ -29,7 +29,6 @@ from gesso.evals.types import (
 class Scenes(Benchmark):
     title = "GenEval on scenes"
     source = "Ghosh et al., arXiv 2310.11513, on gesso's scenes"
-    judge_asked = "gesso's reader"
     needs = ("detect",)
     weight = "picture"
 

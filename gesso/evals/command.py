@@ -1,0 +1,60 @@
+"""What a name after `gesso evaluate` means: a benchmark, a metric, or the judging of judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gesso.config import modules, nearest
+from gesso.evals.job import Request, evaluate_and_report
+from gesso.evals.painting import Settings
+from gesso.evals.types import Options
+from gesso.types import GessoError
+
+
+def run(
+    name: str,
+    *,
+    models: Sequence[str] = (),
+    pictures: Sequence[Path] = (),
+    judges: Sequence[str] = (),
+    n: int | None = None,
+    limit: int | None = None,
+    prompts: Path | None = None,
+    level: int | None = None,
+    per_tag: int = 20,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    size: str | None = None,
+    out: Path | None = None,
+    processes: int = 1,
+    allow_missing: bool = False,
+    device: str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Evaluate by name; see `gesso.evals.job.Request` and `gesso.evals.types.Options`.
+
+    Raises:
+        GessoError: no such benchmark, with the nearest; and as the job does.
+    """
+    file = name.replace("-", "_")
+    known = modules("evals.benchmarks")
+    if file not in known:
+        names = [known_name.replace("_", "-") for known_name in known]
+        raise GessoError(f"There is no benchmark called {name!r}: {nearest(name, names)}")
+    request = Request(
+        benchmark=file,
+        out=out or Path("evaluations") / file.replace("_", "-"),
+        models=tuple(models),
+        pictures=tuple(pictures),
+        judges=tuple(judges),
+        options=Options(prompts=prompts, limit=limit, seed=seed, level=level, per_tag=per_tag),
+        settings=Settings(steps, guidance_scale, size, device),
+        n=n,
+        allow_missing=allow_missing,
+        processes=processes,
+        quiet=quiet,
+    )
+    return evaluate_and_report(request)
