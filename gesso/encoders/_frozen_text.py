@@ -100,24 +100,32 @@ class FrozenTextEncoder(nn.Module):
 
     def dropped(self, prompt: str) -> str:
         """The words, from the first that is cut or cut into, that `max_tokens` loses."""
-        text = self._clean(prompt)
-        batch = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        kept = self.max_tokens - self.tokenizer.num_special_tokens_to_add()
-        if len(batch["input_ids"]) <= kept:
-            return ""
-        start = batch["offset_mapping"][kept][0]
-        if not text[start : start + 1].isspace():  # the token may begin with the space before it
-            while start > 0 and not text[start - 1].isspace():
-                start -= 1
-        return text[start:].strip()
+        return words_lost(self.tokenizer, self._clean(prompt), self.max_tokens)
 
     def fingerprint(self) -> str:
         """16 hex digits over weights, vocabulary, length and cleaning."""
         vocabulary = hashlib.sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode())
         config = f"{self.max_tokens} {self._cleaning} {vocabulary.hexdigest()}"
         return fingerprint(config, self.state_dict())
+
+
+def words_lost(tokenizer: Any, text: str, max_tokens: int) -> str:
+    """The words of a text, from the first that is cut or cut into, that do not fit.
+
+    Args:
+        tokenizer: of transformers, a fast one.
+        text: as the tokenizer shall read it.
+        max_tokens: that fit, special tokens included.
+    """
+    batch = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    kept = max_tokens - tokenizer.num_special_tokens_to_add()
+    if len(batch["input_ids"]) <= kept:
+        return ""
+    start = batch["offset_mapping"][kept][0]
+    if not text[start : start + 1].isspace():  # the token may begin with the space before it
+        while start > 0 and not text[start - 1].isspace():
+            start -= 1
+    return text[start:].strip()
 
 
 def weights_at(path: str, subfolder: str | None) -> tuple[str, str]:
