@@ -51,10 +51,18 @@ def detr(folder):
         embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_features=["stage4"]
     )
     config = DetrConfig(
-        backbone_config=backbone, use_timm_backbone=False, num_queries=7, d_model=32,
-        encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=16, decoder_ffn_dim=16, **LABELS,
-    )  # fmt: skip
+        backbone_config=backbone,
+        use_timm_backbone=False,
+        num_queries=7,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        **LABELS,
+    )
     processor = DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
     return save(folder, DetrForObjectDetection(config), processor)
 
@@ -68,35 +76,61 @@ def mask2former(folder):
     )
 
     backbone = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        image_size=64,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=4,
         out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    )
     config = Mask2FormerConfig(
-        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32,
-        encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
-        dim_feedforward=16, num_queries=9, **LABELS,
-    )  # fmt: skip
+        backbone_config=backbone,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=16,
+        num_queries=9,
+        **LABELS,
+    )
     processor = Mask2FormerImageProcessor(size={"height": 64, "width": 64}, ignore_index=255)
     return save(folder, Mask2FormerForUniversalSegmentation(config), processor)
 
 
 def owl(folder):
-    from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor
-    from transformers import Owlv2Processor
+    from transformers import (
+        Owlv2Config,
+        Owlv2ForObjectDetection,
+        Owlv2ImageProcessor,
+        Owlv2Processor,
+    )
 
     tokenizer = clip_tokenizer(folder)
     config = Owlv2Config(
-        text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=40, pad_token_id=0,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        ),
-        vision_config=dict(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            image_size=64, patch_size=16,
-        ),
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 40,
+            "pad_token_id": 0,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 64,
+            "patch_size": 16,
+        },
         projection_dim=16,
-    )  # fmt: skip
+    )
     processor = Owlv2Processor(Owlv2ImageProcessor(size={"height": 64, "width": 64}), tokenizer)
     return save(folder, Owlv2ForObjectDetection(config), processor)
 
@@ -113,18 +147,33 @@ def grounding_dino(folder):
 
     tokenizer = bert_tokenizer(folder)
     backbone = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        image_size=64,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=4,
         out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    )
     text = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
         intermediate_size=16,
-    )  # fmt: skip
+    )
     config = GroundingDinoConfig(
-        backbone_config=backbone, text_config=text, d_model=32, encoder_layers=1, decoder_layers=2,
-        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
-        decoder_ffn_dim=16, num_queries=12, max_text_len=32,
-    )  # fmt: skip
+        backbone_config=backbone,
+        text_config=text,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=12,
+        max_text_len=32,
+    )
     images = GroundingDinoImageProcessor(size={"shortest_edge": 128, "longest_edge": 256})
     processor = GroundingDinoProcessor(images, tokenizer)
     return save(folder, GroundingDinoForObjectDetection(config), processor)
@@ -135,17 +184,27 @@ def clip(folder):
 
     tokenizer = clip_tokenizer(folder)
     config = CLIPConfig(
-        text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=40, pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        ),
-        vision_config=dict(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-            image_size=32, patch_size=8,
-        ),
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 40,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
         projection_dim=12,
-    )  # fmt: skip
+    )
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return save(folder, CLIPModel(config), CLIPProcessor(images, tokenizer), scale=1.0)
 
@@ -159,19 +218,31 @@ def blip_vqa(folder):
     )
 
     tokenizer = bert_tokenizer(folder)
-    special = dict(
-        pad_token_id=0, bos_token_id=WORDS.index("[DEC]"), sep_token_id=WORDS.index("[SEP]"),
-        eos_token_id=WORDS.index("[SEP]"),
-    )  # fmt: skip
+    special = {
+        "pad_token_id": 0,
+        "bos_token_id": WORDS.index("[DEC]"),
+        "sep_token_id": WORDS.index("[SEP]"),
+        "eos_token_id": WORDS.index("[SEP]"),
+    }
     config = BlipConfig(
         text_config=dict(
-            vocab_size=len(WORDS), hidden_size=16, encoder_hidden_size=16, intermediate_size=16,
-            num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64, **special,
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            encoder_hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            **special,
         ),
-        vision_config=dict(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-            image_size=32, patch_size=8,
-        ),
-    )  # fmt: skip
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+    )
     processor = BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer)
     return save(folder, BlipForQuestionAnswering(config), processor)

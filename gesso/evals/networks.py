@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,7 +33,8 @@ class Network:
     """A transformers model with its processor, in evaluation mode on its device.
 
     Attributes:
-        model, processor, device: what it says.
+        config: of the network.
+        processor, device: what it says.
         fingerprint: 16 hex digits over weights, configuration, options and the judge's source.
         versions: of the libraries.
     """
@@ -89,13 +91,19 @@ class Network:
             self.processor = (processor or AutoProcessor).from_pretrained(
                 folder, trust_remote_code=False
             )
-        self.model = model.to(self.device).requires_grad_(False).eval()
+        self.config = model.config
+        self._model = model.requires_grad_(False).eval()
         self.versions = versions("torch", "transformers")
         described = weights_fingerprint(
             f"{model.config.to_json_string()} {self.processor!r}", model.state_dict()
         )
         told = options.model_dump(exclude={"path", "batch_size"})
         self.fingerprint = fingerprint(described, told, source_digest(judge, __name__))
+
+    @cached_property
+    def model(self) -> Any:
+        """The network, which moves to its device when it is first used."""
+        return self._model.to(self.device)
 
     def to(self, batch: Any) -> dict[str, Any]:
         """A processor's tensors on the device, floats in the weights' dtype."""

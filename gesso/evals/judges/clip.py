@@ -36,16 +36,21 @@ class CLIP(Judge):
         self.name = f"clip:{options.path}"
         self.fingerprint, self.versions = self.net.fingerprint, self.net.versions
         self.padding = "max_length" if "Siglip" in self.net.architecture else True
-        self.positions = int(self.net.model.config.text_config.max_position_embeddings)
+        self.positions = int(self.net.config.text_config.max_position_embeddings)
 
     def similarity(
-        self, images: Sequence[Image], texts: Sequence[tuple[str, ...]]
+        self, images: Sequence[Image], texts: Sequence[tuple[tuple[str, ...], ...]]
     ) -> list[list[float]]:
-        """Cosines of each picture with each of its texts."""
+        """Cosines of each picture with each of its texts; of several wordings, with their mean."""
         seen = self._unit_images(images)  # [B, D]
-        names, said = self._unit_texts(texts)
+        at, said = self._unit_texts([wordings for some in texts for wordings in some])
+        ensembles = {
+            wordings: F.normalize(said[[at[w] for w in wordings]].mean(0), dim=-1)
+            for some in texts
+            for wordings in some
+        }
         return [
-            (said[[names[text] for text in some]] @ one).tolist()
+            [float(ensembles[wordings] @ one) for wordings in some]
             for one, some in zip(seen, texts, strict=True)
         ]
 

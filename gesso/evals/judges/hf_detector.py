@@ -43,7 +43,7 @@ class HFDetector(Judge):
         self.abilities = ABILITIES
         self.name = f"hf-detector:{options.path}"
         self.fingerprint, self.versions = self.net.fingerprint, self.net.versions
-        labels = self.net.model.config.id2label or {}
+        labels = self.net.config.id2label or {}
         self.known = {str(name).lower(): int(i) for i, name in labels.items()}
 
     @torch.no_grad()

@@ -34,8 +34,8 @@ class HFVQA(Judge):
         self.abilities = ABILITIES
         self.name = f"hf-vqa:{options.path}"
         self.fingerprint, self.versions = self.net.fingerprint, self.net.versions
-        config = self.net.model.config.text_config
-        self.start = int(self.net.model.decoder_start_token_id)
+        config = self.net.config.text_config
+        self.start = int(config.bos_token_id)
         self.end, self.pad = int(config.sep_token_id), int(config.pad_token_id)
 
     @torch.no_grad()
