@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gesso.config import Config as BaseConfig
 from gesso.nn.attention import SelfAttention
+from gesso.nn.checks import check_latents
 from gesso.nn.hooks import HookPoint
 from gesso.nn.mlp import Mlp
 from gesso.nn.modulation import AdaLN, modulated_norm
@@ -112,13 +113,12 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbed(config.in_channels, dim, p)
         self.t_embedder = ScalarEmbedder(dim, std)
         self.y_embedder = LabelEmbedder(config.num_classes, dim, std)
-        self.tokens_in = HookPoint()
         self.blocks = nn.ModuleList(
             Block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
         out_channels = config.in_channels * (2 if config.learn_sigma else 1)
         self.final_layer = FinalLayer(dim, p * p * out_channels)
-        self.patches_out = HookPoint()
+        self.tokens_in, self.patches_out = HookPoint(), HookPoint()
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Prediction:
         """Predict from noisy latents.
@@ -134,7 +134,8 @@ class DiT(nn.Module):
         Raises:
             GessoError: the latent size or the labels do not fit the model.
         """
-        label = self._check(x, cond)
+        check_latents(x, self.in_channels, self.patch_size, "dit")
+        label = self._label(cond)
         config, (height, width) = self.config, x.shape[2:]
         dtype = self.x_embedder.proj.weight.dtype
         grid = (height // self.patch_size, width // self.patch_size)
@@ -156,13 +157,7 @@ class DiT(nn.Module):
         assert cond.label is not None
         return cond.replace(label=torch.full_like(cond.label, self.num_classes))
 
-    def _check(self, x: Tensor, cond: Cond) -> Tensor:
-        p, channels = self.patch_size, self.in_channels
-        if x.shape[1] != channels or x.shape[2] % p or x.shape[3] % p:
-            raise GessoError(
-                f"dit takes latents of {channels} channels and sides divisible by {p}, not"
-                f" {list(x.shape[1:])}: change the picture's size or the encoder."
-            )
+    def _label(self, cond: Cond) -> Tensor:
         label = cond.label
         if label is None:
             raise GessoError(

@@ -10,7 +10,7 @@ L text tokens, D width.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from gesso.config import Config as BaseConfig
 from gesso.nn.attention import CrossAttention, KeysValues, SelfAttention, mask_bias
+from gesso.nn.caption import CaptionEmbedder
 from gesso.nn.checks import check_latents, check_text
 from gesso.nn.hooks import HookPoint
 from gesso.nn.init import normal_, zero_
 from gesso.nn.kv_compress import CompressedSelfAttention
 from gesso.nn.mlp import Mlp
-from gesso.nn.modulation import modulated_norm
+from gesso.nn.modulation import AdaLN, modulated_norm
 from gesso.nn.patch import PatchEmbed, unpatchify
 from gesso.nn.patch_mixer import PatchMixer
 from gesso.nn.position import sincos_2d
@@ -51,6 +52,7 @@ class Config(BaseConfig):
     kv_blocks: list[int] = Field(default_factory=list)  # where; Sigma at 2K: blocks 14 to 27
     mixer_depth: int = Field(default=0, ge=0)  # blocks of a patch-mixer, for masked training
     mixer_size: int = Field(default=128, ge=4)  # its width
+    modulation: Literal["single", "block"] = "single"  # block: an adaLN of its own for each, as DiT
     # Initial standard deviation of the caption, time and modulation MLPs. PixArt's 0.02 keeps unit
     # variance at its widths (4096, 1152); narrow models learn to read sooner with width**-0.5.
     init_std: float = Field(default=0.02, gt=0)
@@ -82,28 +84,18 @@ SIZES: dict[str, Config] = {
 null caption, null_tokens x 4096, which the authors keep as a buffer and gesso as a parameter."""
 
 
-class CaptionEmbedder(nn.Module):
-    """Projects text features to the width of the model; holds the learned null caption."""
-
-    def __init__(self, text_dim: int, dim: int, null_tokens: int, init_std: float) -> None:
-        super().__init__()
-        self.y_proj = Mlp(text_dim, dim, dim)
-        for layer in (self.y_proj.fc1, self.y_proj.fc2):
-            normal_(layer, init_std)
-        self.y_embedding: nn.Parameter | None = None
-        if null_tokens:
-            self.y_embedding = nn.Parameter(torch.randn(null_tokens, text_dim) * text_dim**-0.5)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.y_proj(tokens)  # [B, L, D]
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention to the text, MLP (PixArt, figure 4)."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, compression: int = 1) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, compression: int = 1, single: bool = True
+    ) -> None:
         super().__init__()
-        self.scale_shift_table = nn.Parameter(torch.randn(6, dim) * dim**-0.5)
+        if single:
+            self.scale_shift_table = nn.Parameter(torch.randn(6, dim) * dim**-0.5)
+        else:
+            self.adaLN_modulation = AdaLN(dim, 6)
+        self.single = single
         self.compressed = compression > 1
         self.attn: nn.Module = (
             CompressedSelfAttention(dim, num_heads, compression)
@@ -121,10 +113,15 @@ class Block(nn.Module):
         t: Tensor,
         grid: tuple[int, int],
     ) -> Tensor:
-        """x [B, N, D] on a grid, text [B, L, D], bias [B, 1, 1, L], t [B, 6, D] -> [B, N, D]."""
+        """x [B, N, D] on a grid, text [B, L, D], bias [B, 1, 1, L], t [B, 6, D] or, for an
+        adaLN of the block's own, [B, D] -> [B, N, D]."""
         # adaLN-single: one MLP of the timestep for all blocks, plus a table of the block's own.
-        modulation = (self.scale_shift_table + t).chunk(6, dim=1)  # 6 of [B, 1, D]
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        modulation = (
+            (self.scale_shift_table + t).chunk(6, dim=1)
+            if self.single
+            else self.adaLN_modulation(t)
+        )
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation  # 6 of [B, 1, D]
         y = modulated_norm(x, shift1, scale1)
         x = x + gate1 * (self.attn(y, grid) if self.compressed else self.attn(y))
         x = x + self.cross_attn(x, text, bias)  # neither norm nor gate
@@ -171,7 +168,9 @@ class PixArt(nn.Module):
         out_channels = config.in_channels * (2 if config.learn_sigma else 1)
         self.x_embedder = PatchEmbed(config.in_channels, dim, p)
         self.t_embedder = ScalarEmbedder(dim, std)
-        self.t_block = nn.Sequential(nn.SiLU(), normal_(nn.Linear(dim, 6 * dim), std))
+        single = config.modulation == "single"
+        if single:
+            self.t_block = nn.Sequential(nn.SiLU(), normal_(nn.Linear(dim, 6 * dim), std))
         self.y_embedder = CaptionEmbedder(config.text_dim, dim, config.null_tokens, std)
         if config.micro_conditions:
             self.csize_embedder = ScalarEmbedder(dim // 3, std)
@@ -185,6 +184,7 @@ class PixArt(nn.Module):
                 config.num_heads,
                 config.mlp_ratio,
                 config.kv_compress if i in config.kv_blocks else 1,
+                single,
             )
             for i in range(config.depth)
         )
@@ -256,8 +256,11 @@ class PixArt(nn.Module):
         return Prepared([text] * config.depth, bias, micro)
 
     def _modulation(self, time: Tensor, micro: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A time embedding [..., D] with micro-conditions, and t_block's output [..., 6, D]."""
+        """A time embedding [..., D] with micro-conditions, and what blocks take of it: t_block's
+        output [..., 6, D], or itself."""
         time = time if micro is None else time + micro
+        if self.config.modulation == "block":
+            return time, time
         return time, self.t_block(time).unflatten(-1, (6, -1))
 
     def null(self, cond: Cond) -> Cond:

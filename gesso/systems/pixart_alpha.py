@@ -9,7 +9,7 @@ from gesso.systems import System
 if TYPE_CHECKING:
     from gesso.experiments.design import Experiment
 
-RECIPE = "demo"
+RECIPE = "pixart-alpha"
 
 SYSTEM = System(
     title="PixArt-α: Fast Training of Diffusion Transformer for Photorealistic T2I Synthesis",

@@ -7,6 +7,7 @@ texts = captions(scene)                  # short, dense, noisy, de, es
 """
 
 from gesso.data.scenes.captions import CAPTION_KINDS, captions, short_wordings, vocabulary
+from gesso.data.scenes.classes import class_names, class_of
 from gesso.data.scenes.graph import (
     BACKGROUNDS,
     COLORS,
@@ -49,6 +50,8 @@ __all__ = [
     "Scene",
     "Truth",
     "captions",
+    "class_names",
+    "class_of",
     "has_held_out",
     "read",
     "relations_between",

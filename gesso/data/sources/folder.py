@@ -2,7 +2,8 @@
 
 The table is `metadata.jsonl` or `metadata.csv` in the folder, or the file that `metadata` names.
 Rows about the same picture are joined, so a table may have one caption or several in a row.
-Without a table, `a/cat.png` is captioned by `a/cat.txt`.
+Without a table, `a/cat.png` is captioned by `a/cat.txt`. With `classes`, the folder holds a folder
+for each class, as ImageNet's does.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Config(BaseConfig):
         file_column: the column with the picture's path relative to `path`; None: the usual names.
         caption_column: one column, or several (then each column's name is a kind of caption).
         caption_lines: each line of a .txt file is a caption of its own.
+        classes: pictures lie in one subfolder a class, whose name is their only caption; labels are
+            the places of those names in alphabetical order.
         where: keep only rows whose column has one of the given values: {style: [noto, fluent3d]}.
         background: the colour behind transparent pixels.
     """
@@ -55,6 +58,7 @@ class Config(BaseConfig):
     file_column: str | None = None
     caption_column: str | list[str] | None = None
     caption_lines: bool = False
+    classes: bool = False
     where: dict[str, Any] = Field(default_factory=dict)
     background: str = "white"
 
@@ -68,8 +72,16 @@ class FolderSource(EntrySource):
         self._root = Path(options.path)
         if not self._root.is_dir():
             raise GessoError(f"There is no folder {options.path!r}: give a path that exists.")
-        self._table = _find_table(self._root, options.metadata)
-        if self._table is None:
+        self._classes = sorted(p.name for p in self._root.iterdir() if p.is_dir())
+        self._table = None if options.classes else _find_table(self._root, options.metadata)
+        if options.classes and (options.metadata or options.where):
+            raise GessoError(
+                f"The options 'classes' and 'metadata' exclude each other: {options.path} is either"
+                " a folder of classes or has a table."
+            )
+        if options.classes:
+            self._entries = list(_class_entries(self._root, self._classes))
+        elif self._table is None:
             if options.where:
                 raise GessoError(
                     f"The option 'where' needs a table, and {options.path} has none: add "
@@ -84,6 +96,10 @@ class FolderSource(EntrySource):
 
     def entries(self) -> Iterator[Entry | Bad]:
         return iter(self._entries)
+
+    def class_names(self) -> list[str]:
+        """The names of the labels, by number; none without `classes`."""
+        return self._classes if self._options.classes else []
 
     def fingerprint(self) -> str:
         files = [
@@ -119,14 +135,30 @@ def _find_table(root: Path, metadata: str | None) -> Path | None:
     return table
 
 
-def _sidecar_entries(root: Path, lines: bool) -> Iterator[Entry | Bad]:
+def _pictures(root: Path) -> list[Path]:
+    """Every picture in a folder and its subfolders."""
     files = sorted(p for p in root.rglob("*") if p.is_file())
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     if not pictures:
         kinds = sorted({p.suffix or "no suffix" for p in files})[:5]
         held = f"{len(files)} files ({', '.join(kinds)}) but no pictures" if files else "no files"
         raise GessoError(f"{root} holds {held}: give a folder with .png, .jpg or .webp pictures.")
-    for picture in pictures:
+    return pictures
+
+
+def _class_entries(root: Path, classes: list[str]) -> Iterator[Entry | Bad]:
+    labels = {name: number for number, name in enumerate(classes)}
+    for picture in _pictures(root):
+        key = picture.relative_to(root)
+        if len(key.parts) == 1:
+            yield Bad(key.as_posix(), "It lies in no folder of a class.")
+            continue
+        name = key.parts[0]
+        yield Entry(key.as_posix(), picture, to_captions(name, "class"), {"label": labels[name]})
+
+
+def _sidecar_entries(root: Path, lines: bool) -> Iterator[Entry | Bad]:
+    for picture in _pictures(root):
         key = picture.relative_to(root).as_posix()
         sidecar = picture.with_suffix(".txt")
         text, without = "", f"It has no caption: its file {sidecar.name} is empty."
