@@ -32,12 +32,15 @@ class Config(BaseModel):
 class DiffusionConfig(Config):
     """The noise path, what the network predicts on it, and where training puts its timesteps."""
 
-    path: Literal["ddpm", "flow"] = "ddpm"
-    prediction: Literal["epsilon", "x0", "v", "flow"] = "epsilon"
-    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    path: Literal["ddpm", "flow", "edm"] = "ddpm"
+    prediction: Literal["epsilon", "x0", "v", "flow", "edm"] = "epsilon"
+    timesteps: Literal["uniform", "logit_normal", "lognormal"] = "uniform"
     logit_mean: float = 0.0
     logit_std: float = 1.0
     shift: float = 1.0  # flow only: t -> shift t / (1 + (shift - 1) t)
+    sigma_data: float = Field(default=0.5, gt=0)  # edm only: standard deviation of the latents
+    p_mean: float = -1.2  # edm only: log(sigma) is normal with this mean
+    p_std: float = Field(default=1.2, gt=0)  # and this standard deviation
 
 
 class DataConfig(Config):
@@ -67,6 +70,7 @@ class TrainConfig(Config):
     weight_decay: float = 0.0
     warmup: int = 100
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
+    lr_floor: float = Field(default=0.0, ge=0, le=1)  # share of lr that the schedule ends at
     clip: float = 1.0  # gradient norm; 0: off
     ema: float = 0.999
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; weights stay float32

@@ -231,7 +231,7 @@ class Pipeline(LoraMethods):
     ) -> Tensor:
         """[n, C, h, w] noise -> latents."""
         noise = noise.to(self.model.device)
-        x, latents, mask = noise, None, None
+        x, latents, mask = self.model.path.noise_scale * noise, None, None
         if canvas is not None:
             latents, mask = canvas.latents, canvas.latent_mask
             if not schedule.from_noise:

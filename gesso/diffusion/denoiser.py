@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gesso.diffusion.paths import Path
-from gesso.diffusion.predictions import target, to_denoised
+from gesso.diffusion.predictions import like, target, to_denoised
 from gesso.types import Cond, Denoise, Denoised, Prediction
 
 
@@ -22,7 +22,7 @@ class Denoiser:
         backbone: (x [B, C, h, w], model time [B], cond) -> Prediction. Where it has a
             `prepare(cond, model times)`, it takes the result of that in place of a condition.
         path: its noise path.
-        prediction: what `Prediction.value` means: epsilon, x0, v or flow.
+        prediction: what `Prediction.value` means, see `gesso.diffusion.predictions`.
     """
 
     backbone: Callable[[Tensor, Tensor, Any], Prediction]
@@ -56,7 +56,7 @@ class Denoiser:
 
     def predict(self, x: Tensor, t: Tensor, cond: Any) -> Prediction:
         """The backbone's output, value and variance in float32 whatever it computes in."""
-        out = self.backbone(x, self.path.model_time(t), cond)
+        out = self.backbone(self.path.scale_input(x, t), self.path.model_time(t), cond)
         aux = {k: v.float() if k == "variance" else v for k, v in out.aux.items()}
         return Prediction(out.value.float(), aux)
 
@@ -65,10 +65,20 @@ class Denoiser:
     ) -> Denoised:
         """x0 and noise for a predicted value at (x, t)."""
         alpha, sigma = self.path.alpha_sigma(t)
-        x0, noise = to_denoised(value, x, alpha, sigma, self.prediction)
+        s = self.path.sigma_data
+        x0, noise = to_denoised(value, x, alpha, sigma, self.prediction, s)
         return Denoised(x0, noise, variance)
 
     def value(self, denoised: Denoised, t: Tensor) -> Tensor:
         """The inverse of `views`: the prediction that stands for x0 and noise."""
+        return self.target(denoised.x0, denoised.noise, t)
+
+    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t [B, C, h, w] for a clean latent and a noise of its shape at t [B]."""
         alpha, sigma = self.path.alpha_sigma(t)
-        return target(denoised.x0, denoised.noise, alpha, sigma, self.prediction)
+        return like(alpha, x0) * x0 + like(sigma, x0) * noise
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the backbone should output for a clean latent and a noise, [B, C, h, w] each."""
+        alpha, sigma = self.path.alpha_sigma(t)
+        return target(x0, noise, alpha, sigma, self.prediction, self.path.sigma_data)

@@ -1,7 +1,7 @@
 """Noise paths: x_t = alpha(t) x0 + sigma(t) noise.
 
-A path knows its own units of t. What the network is told is `model_time(t)`, in 0..1000 on every
-path, so that one timestep embedding serves all.
+A path knows its own units of t. What the network is told is `model_time(t)`: 0..1000, so that one
+timestep embedding serves all, but on the edm path ln(sigma) / 4, as its published networks want it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,19 @@ class Path(Protocol):
     """The cleanest t that the network is evaluated at or trained on."""
     t_max: float
     """The noisiest t."""
+    noise_scale: float
+    """What standard normal noise is multiplied with to be x at `t_max`."""
+    sigma_data: float
+    """Standard deviation of the clean latents, as far as the path goes by one."""
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise level at `t`, both of its shape."""
 
     def model_time(self, t: Tensor) -> Tensor:
-        """What the network gets for `t`: 0..1000."""
+        """What the network gets for `t`."""
+
+    def scale_input(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the network gets for x [B, C, h, w] at t [B]: of about unit variance."""
 
     def place(self, u: Tensor) -> Tensor:
         """t for shares u of the path: u = 0 is clean, u = 1 is `t_max`."""
@@ -47,6 +54,7 @@ class DDPM:
     steps = 1000
     t_min = 0.0
     t_max = 999.0
+    noise_scale = sigma_data = 1.0
 
     @cached_property
     def betas(self) -> Tensor:
@@ -70,6 +78,9 @@ class DDPM:
     def model_time(self, t: Tensor) -> Tensor:
         return t.to(_real(t))
 
+    def scale_input(self, x: Tensor, t: Tensor) -> Tensor:
+        return x
+
     def place(self, u: Tensor) -> Tensor:
         return u * self.t_max
 
@@ -84,6 +95,7 @@ class Flow:
 
     t_min = 0.0
     t_max = 1.0
+    noise_scale = sigma_data = 1.0
 
     def __init__(self, shift: float = 1.0) -> None:
         if shift <= 0:
@@ -97,19 +109,68 @@ class Flow:
     def model_time(self, t: Tensor) -> Tensor:
         return 1000 * t.to(_real(t))
 
+    def scale_input(self, x: Tensor, t: Tensor) -> Tensor:
+        return x
+
     def place(self, u: Tensor) -> Tensor:
         return self.shift * u / (1 + (self.shift - 1) * u)
 
 
-def make_path(config: DiffusionConfig) -> DDPM | Flow:
+class EDM:
+    """Variance-exploding diffusion: x_t = x0 + t noise, t the noise level itself in 0.002..80.
+
+    Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1, last column.
+
+    Args:
+        sigma_data: standard deviation of the clean latents.
+    """
+
+    t_min = 0.002
+    t_max = noise_scale = 80.0
+    rho = 7.0
+
+    def __init__(self, sigma_data: float) -> None:
+        self.sigma_data = sigma_data
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.to(_real(t))
+        return torch.ones_like(t), t.clone()
+
+    def model_time(self, t: Tensor) -> Tensor:
+        """c_noise: ln(sigma) / 4."""
+        return t.to(_real(t)).log() / 4
+
+    def scale_input(self, x: Tensor, t: Tensor) -> Tensor:
+        """c_in x: x over the standard deviation of x_t."""
+        variance = self.sigma_data**2 + t.to(x.dtype) ** 2
+        return x * variance.rsqrt().view(-1, *[1] * (x.dim() - 1))
+
+    def place(self, u: Tensor) -> Tensor:
+        """Even steps in t^(1/7) (eq. 5)."""
+        low, high = self.t_min ** (1 / self.rho), self.t_max ** (1 / self.rho)
+        return (low + u * (high - low)) ** self.rho
+
+
+def make_path(config: DiffusionConfig) -> DDPM | Flow | EDM:
     """The path that a recipe names.
 
     Raises:
-        GessoError: a prediction that is undefined somewhere on the path, or an unused shift.
+        GessoError: a prediction that is undefined somewhere on the path, or options that belong to
+            another path.
     """
+    own = {"prediction": config.prediction == "edm", "timesteps": config.timesteps == "lognormal"}
+    if config.path != "edm" and any(own.values()):
+        key = "prediction edm" if own["prediction"] else "timesteps lognormal"
+        raise GessoError(f"diffusion.{key} belongs to path: edm; change it, or the path.")
+    if config.path != "flow" and config.shift != 1:
+        raise GessoError("diffusion.shift applies to path: flow; remove it or change the path.")
+    if config.path == "edm":
+        if not own["timesteps"]:
+            raise GessoError(
+                f"diffusion.timesteps {config.timesteps} says nothing on path: edm; use lognormal."
+            )
+        return EDM(config.sigma_data)
     if config.path == "ddpm":
-        if config.shift != 1:
-            raise GessoError("diffusion.shift applies to path: flow; remove it or change the path.")
         return DDPM()
     if config.prediction == "epsilon":
         raise GessoError(

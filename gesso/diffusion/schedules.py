@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gesso.diffusion.paths import DDPM, Path
+from gesso.diffusion.paths import DDPM, EDM, Path
 from gesso.types import GessoError
 
 Callback = Callable[[int, Tensor], None]
@@ -67,7 +67,8 @@ def make_schedule(
         num_inference_steps: N >= 1.
         spacing: "linspace" spreads N + 1 points evenly over the path, ends included. "trailing"
             takes every (1000/N)-th step from the end, the convention of few-step models
-            (Lin et al. 2023, table 2); on the flow path the two are the same. "continuous" is
+            (Lin et al. 2023, table 2); on the flow path the two are the same. On the edm path
+            N points span it, and 0 follows (Karras et al. 2022, eq. 5). "continuous" is
             "linspace" without rounding: with final "sigma_min" what PixArt's authors sample with.
             "lcm" and "lcm_reference" pick N of the `original_inference_steps` times that a
             consistency model of the ddpm path was distilled on: evenly with their indices rounded
@@ -93,7 +94,7 @@ def make_schedule(
     elif spacing in ("lcm", "lcm_reference"):
         t = _consistency(path, n, spacing, original_inference_steps, strength)
     else:
-        t = _even(path, n, spacing)
+        t = _even(path, n, spacing, final)
     whole = len(t) - 1
     alpha, sigma = path.alpha_sigma(t)
     if final == "zero":
@@ -110,7 +111,10 @@ def make_schedule(
     return Schedule(t[start:], alpha[start:], sigma[start:], first_order_end, strength == 1)
 
 
-def _even(path: Path, n: int, spacing: Spacing) -> Tensor:
+def _even(path: Path, n: int, spacing: Spacing, final: str) -> Tensor:
+    if isinstance(path, EDM) and final == "zero":
+        t = path.place(torch.linspace(1, 0, n, dtype=torch.float64))
+        return torch.cat([t, t.new_zeros(1)])
     u = torch.linspace(1, 0, n + 1, dtype=torch.float64)
     t = path.place(u)
     if not isinstance(path, DDPM) or spacing == "continuous":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gesso.diffusion.paths import DDPM
-from gesso.diffusion.predictions import like
+from gesso.diffusion.predictions import like, picture_mean
 
 HALF_BIN = 1 / 255  # t = 0 is judged on bins of width 2/255, those of 8-bit data in [-1, 1]
 
@@ -82,7 +82,13 @@ def discretised_nll(x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 def vlb_bits(
-    raw: Tensor, predicted_x0: Tensor, x0: Tensor, x: Tensor, path: DDPM, t: Tensor
+    raw: Tensor,
+    predicted_x0: Tensor,
+    x0: Tensor,
+    x: Tensor,
+    path: DDPM,
+    t: Tensor,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """One step's term of the bound: KL to the true reverse step, or the NLL of x0 at t = 0.
 
@@ -93,6 +99,7 @@ def vlb_bits(
         x: [B, C, h, w], x0 noised to t.
         path: the ddpm path.
         t: [B] whole steps.
+        kept: [B, 1, h, w] bool, the cells that count; None: all.
 
     Returns:
         [B] in bits per dimension.
@@ -102,6 +109,7 @@ def vlb_bits(
     mean = posterior_mean(predicted_x0, x, path, t)
     true_mean = posterior_mean(x0, x, path, t)
     true_logvar = like(log_betas(path, t)[0], x).expand_as(x)
-    kl = gaussian_kl(true_mean, true_logvar, mean, logvar).flatten(1).mean(1)  # [B]
-    nll = discretised_nll(x0, mean, logvar).flatten(1).mean(1)  # [B]
-    return torch.where(t.to(x.device) == 0, nll, kl) / math.log(2)
+    kl = gaussian_kl(true_mean, true_logvar, mean, logvar)  # [B, C, h, w]
+    nll = discretised_nll(x0, mean, logvar)  # [B, C, h, w]
+    bound = torch.where(like(t.to(x.device) == 0, x), nll, kl)
+    return picture_mean(bound, kept) / math.log(2)

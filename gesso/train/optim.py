@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gesso.config import TrainConfig
+from gesso.train.checkpoint import Stored
+from gesso.train.sharding import like, local, offset, whole
 from gesso.types import GessoError
 
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -18,7 +20,8 @@ def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
     """The learning rate of a step.
 
     A linear warm-up over `config.warmup` steps multiplies a decay over the whole training, whose
-    share is steps done of `config.steps` or, with `config.minutes`, time used of the budget.
+    share is steps done of `config.steps` or, with `config.minutes`, time used of the budget. The
+    decay ends at `config.lr_floor`.
 
     Args:
         step: steps done before this one.
@@ -34,7 +37,7 @@ def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
             decay = 0.5 * (1 + math.cos(math.pi * share))
         case "linear":
             decay = 1 - share
-    return config.lr * warm * decay
+    return config.lr * warm * (config.lr_floor + (1 - config.lr_floor) * decay)
 
 
 def named_parameters(roles: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -114,7 +117,7 @@ class Optimizer:
 
     def clip(self, norm: float) -> Tensor:
         """Scale the gradients to at most `norm` (0: leave them); returns the norm before."""
-        total = torch.nn.utils.get_total_norm(self.gradients())
+        total = whole(torch.nn.utils.get_total_norm(self.gradients()))
         if norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.params.values(), norm, total)
         return total
@@ -143,20 +146,20 @@ class Optimizer:
             for entry, value in entries.items()
         }
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Stored]) -> None:
         """Restore what `state` gave.
 
         Raises:
             GessoError: a tensor is missing, belongs to no parameter, or has another shape than its
                 parameter; names it.
         """
-        found: dict[str, dict[str, Tensor]] = {}
+        found: dict[str, dict[str, Stored]] = {}
         for key, value in state.items():
             name, _, entry = key.partition("|")
             p = self.params.get(name)
-            if p is None or (value.dim() and value.shape != p.shape):
+            if p is None or (value.shape and value.shape != tuple(p.shape)):
                 raise GessoError(
-                    f"The optimiser state has {key!r} of shape {tuple(value.shape)}, which fits "
+                    f"The optimiser state has {key!r} of shape {value.shape}, which fits "
                     "no parameter: resume with the recipe that it was saved with."
                 )
             found.setdefault(name, {})[entry] = value
@@ -171,7 +174,7 @@ class Optimizer:
                         f"The optimiser state lacks '{name}|{missing.pop()}': the file is damaged."
                     )
                 p = self.params[name]
-                optimizer.state[p] = {k: v.to(p.device) for k, v in found[name].items()}
+                optimizer.state[p] = {k: _own(v, p) for k, v in found[name].items()}
 
 
 def optimizer_state(optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
@@ -183,13 +186,13 @@ def optimizer_state(optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer_state(optimizers: Mapping[str, Optimizer], state: Mapping[str, Tensor]) -> None:
+def load_optimizer_state(optimizers: Mapping[str, Optimizer], state: Mapping[str, Stored]) -> None:
     """Restore what `optimizer_state` gave.
 
     Raises:
         GessoError: as `Optimizer.load_state`, or a tensor belongs to no phase.
     """
-    parts: dict[str, dict[str, Tensor]] = {phase: {} for phase in optimizers}
+    parts: dict[str, dict[str, Stored]] = {phase: {} for phase in optimizers}
     for key, value in state.items():
         phase, _, rest = key.partition("|")
         if phase not in parts:
@@ -197,6 +200,14 @@ def load_optimizer_state(optimizers: Mapping[str, Optimizer], state: Mapping[str
         parts[phase][rest] = value
     for phase, optimizer in optimizers.items():
         optimizer.load_state(parts[phase])
+
+
+def _own(value: Stored, p: Tensor) -> Tensor:
+    """A counter, or this process's piece of a moment, as the parameter lies."""
+    if not value.shape:
+        return value.whole().to(p.device)
+    piece = value.read(offset(p), tuple(local(p).shape))
+    return like(piece.to(p.device), p)
 
 
 def _hidden_matrices(role: nn.Module) -> Iterator[Tensor]:
