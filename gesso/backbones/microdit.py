@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gesso.config import Config as BaseConfig
 from gesso.nn.attention import KeysValues, mask_bias
-from gesso.nn.caption import CaptionBlock, CaptionEmbedder, NormMlp, layer_norm
+from gesso.nn.caption_block import CaptionBlock, CaptionEmbedder, NormMlp, layer_norm
 from gesso.nn.checks import check_latents, check_text
 from gesso.nn.hooks import HookPoint
 from gesso.nn.init import zero_
