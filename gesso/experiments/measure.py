@@ -88,7 +88,7 @@ def train(job: Job, recipe: Recipe, name: str = "run") -> Trained:
         seconds=result["seconds"],
         flops=training_flops(recipe) * result["steps"] * recipe.train.batch_size,
         parameters=result["parameters"],
-        loss=result["validation"].get("loss", float("nan")),
+        loss=result["validation"].get("validation_loss", float("nan")),
     )
     summary.write_text(json.dumps(asdict(trained) | {"run": ""}))
     return trained

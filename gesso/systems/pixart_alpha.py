@@ -40,6 +40,6 @@ SYSTEM = System(
 
 def claim() -> list[Experiment]:
     """The experiments behind `gesso reproduce pixart-alpha`."""
-    from gesso.experiments import captions
+    from gesso.experiments import captions, modulation, stages
 
-    return [captions.experiment()]
+    return [stages.experiment(), captions.experiment(), modulation.experiment()]
