@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gesso.encoders.image.vit_vqgan import SIZES, Config, ViTVQGAN, build, logit_laplace_nll
+from gesso.encoders.image.vit_vqgan import SIZES, Config, ViTVQGAN, build
 from gesso.nn.codebook import Codebook, usage
 from gesso.nn.init import WithoutWeights
+from gesso.nn.likelihood import logit_laplace_nll
 from gesso.types import GessoError
 
 SMALL = {"depth": 1, "hidden_size": 16, "num_heads": 2, "head_dim": 8, "mlp_size": 24}
@@ -143,7 +144,7 @@ def test_logit_laplace_is_a_density_and_peaks_at_the_location() -> None:
 def test_every_parameter_learns(logit_laplace: bool) -> None:
     model = randomised(logit_laplace=logit_laplace).train()
     found = model.quantise(model.encode(pictures()))
-    out = model.distribution(found.value.permute(0, 3, 1, 2))
+    out = model.distribution(found.value)
     assert out.shape[1] == (6 if logit_laplace else 3)
     (out.square().mean() + found.loss).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())

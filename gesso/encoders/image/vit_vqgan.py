@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -22,13 +21,12 @@ from gesso.encoders._weights import fingerprint, load_weights
 from gesso.encoders.image import check_sides
 from gesso.nn.attention import attend
 from gesso.nn.codebook import Codebook, Quantised
+from gesso.nn.likelihood import logit_laplace_mean
 from gesso.nn.position import sincos_2d
 from gesso.types import GessoError
 
 if TYPE_CHECKING:
     from gesso.draws import Draws
-
-EPSILON = 0.1  # keeps the logit of a pixel finite (Ramesh et al. 2021, appendix A.3)
 
 
 class Config(config.Config):
@@ -217,7 +215,7 @@ class ViTVQGAN(nn.Module):
         self.config = options
         self.factor = options.patch_size
         self.channels = self.raw_channels = options.code_dim
-        self.vocabulary = options.codes
+        self.vocabulary, self.logit_laplace = options.codes, options.logit_laplace
         self.encoder, self.decoder = Encoder(options), Decoder(options)
         self.pre_quant = nn.Linear(options.hidden_size, options.code_dim)
         width = options.decoder_hidden_size or options.hidden_size
@@ -235,13 +233,13 @@ class ViTVQGAN(nn.Module):
         return z.permute(0, 3, 1, 2).float()
 
     def quantise(self, raw: Tensor) -> Quantised:
-        """Vectors [B, C, h, w] to entries [B, h, w, C], codes [B, h, w] and the loss."""
+        """Vectors [B, C, h, w] to latents [B, C, h, w], codes [B, N] and the loss."""
         found: Quantised = self.quantizer(raw.permute(0, 2, 3, 1))
-        return found
+        return Quantised(found.value.permute(0, 3, 1, 2), found.codes.flatten(1), found.loss)
 
     def sample(self, raw: Tensor, generator: Draws | None = None) -> Tensor:
         """The nearest entries [B, C, h, w]; nothing is drawn."""
-        return self.quantise(raw).value.permute(0, 3, 1, 2)
+        return self.quantise(raw).value
 
     def codes(self, raw: Tensor) -> Tensor:
         """Vectors [B, C, h, w] to codes [B, N], row by row."""
@@ -253,10 +251,7 @@ class ViTVQGAN(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to pictures [B, 3, H, W], about [-1, 1], not clamped."""
-        out = self.distribution(latents)
-        if self.config.logit_laplace:
-            out = (torch.sigmoid(out[:, :3]) - EPSILON) / (1 - 2 * EPSILON)
-        return 2 * out - 1
+        return self.picture(self.distribution(latents))
 
     def distribution(self, latents: Tensor) -> Tensor:
         """What the decoder says of latents [B, C, h, w].
@@ -267,28 +262,14 @@ class ViTVQGAN(nn.Module):
         """
         return self.decoder(self.post_quant(latents.permute(0, 2, 3, 1)))
 
+    def picture(self, out: Tensor) -> Tensor:
+        """The picture [B, 3, H, W] in [-1, 1] that a `distribution` stands for."""
+        return logit_laplace_mean(out) if self.logit_laplace else 2 * out - 1
+
     def fingerprint(self) -> str:
         """16 hex digits over the options that shape the model and its weights."""
         shape = self.config.model_dump(exclude={"weights"})
         return fingerprint(f"vit_vqgan {shape}", self.state_dict())
-
-
-def logit_laplace_nll(out: Tensor, pixels: Tensor) -> Tensor:
-    """Negative log-likelihood of pixels under a logit-Laplace distribution (Ramesh et al., eq. 5).
-
-    With x' = (1 - 2 eps) x + eps: log(2 b x' (1 - x')) + |logit x' - mu| / b.
-
-    Args:
-        out: [B, 6, H, W]: mu and log b.
-        pixels: [B, 3, H, W] in [-1, 1].
-
-    Returns:
-        The mean over values, in nats.
-    """
-    mu, log_b = out.float().chunk(2, dim=1)  # 2 of [B, 3, H, W]
-    x = (1 - 2 * EPSILON) * (pixels + 1) / 2 + EPSILON
-    scale = log_b + (2 * x * (1 - x)).log()
-    return (scale + (torch.logit(x) - mu).abs() * (-log_b).exp()).mean()
 
 
 def build(options: Config) -> ViTVQGAN:
