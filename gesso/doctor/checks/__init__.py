@@ -1,0 +1,1 @@
+"""One file for each check, found by file name; each has `build(plan)`, see `gesso.doctor.types`."""
