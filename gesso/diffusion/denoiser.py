@@ -54,6 +54,30 @@ class Denoiser:
             return cond
         return prepare(cond, None if times is None else self.path.model_time(times.float()))
 
+    def guided(
+        self, x: Tensor, t: Tensor, both: Any, guidance_scale: float, rescale: float = 0.0
+    ) -> Denoised:
+        """null + guidance_scale (cond - null) (Ho & Salimans 2022, in Imagen's convention).
+
+        Args:
+            x: [B, C, h, w].
+            t: [B].
+            both: 2B rows, the conditions and then their unconditional branches, or `prepare`'s
+                result for them: they run as one batch.
+            guidance_scale: 1 is conditional only, 0 is null only.
+            rescale: phi in 0..1 of Lin et al. 2023, eq. 15-16: how far each picture's prediction is
+                brought back to the standard deviation of the conditional one.
+        """
+        prediction = self.predict(torch.cat([x, x]), torch.cat([t, t]), both)
+        with_cond, without = prediction.value.chunk(2)  # 2 of [B, C, h, w]
+        value = without + guidance_scale * (with_cond - without)
+        if rescale:
+            dims = tuple(range(1, value.dim()))
+            ratio = with_cond.std(dims, keepdim=True) / value.std(dims, keepdim=True)
+            value = value * (rescale * ratio + (1 - rescale))
+        variance = prediction.aux.get("variance")
+        return self.views(value, x, t, None if variance is None else variance.chunk(2)[0])
+
     def predict(self, x: Tensor, t: Tensor, cond: Any) -> Prediction:
         """The backbone's output, value and variance in float32 whatever it computes in."""
         out = self.backbone(self.path.scale_input(x, t), self.path.model_time(t), cond)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from gesso.diffusion.denoiser import Denoiser
@@ -22,7 +21,7 @@ def guide(
     rescale: float = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Denoise:
-    """Predict null + guidance_scale (cond - null) (Ho & Salimans 2022, in Imagen's convention).
+    """Predict null + guidance_scale (cond - null), see `Denoiser.guided`.
 
     Every latent channel is guided. Both branches run as one batch of 2B rows; where guidance is
     off, and everywhere for guidance_scale 1, only the B conditional rows run. What depends on the
@@ -34,8 +33,7 @@ def guide(
         null: B rows, the unconditional or negative branch.
         guidance_scale: 1 is conditional only, 0 is null only, 4.5 is PixArt's.
         schedule: the N steps that will be taken, which `interval` refers to.
-        rescale: phi in 0..1 of Lin et al. 2023, eq. 15-16: how far each picture's prediction is
-            brought back to the standard deviation of the conditional one.
+        rescale: phi of Lin et al. 2023 in 0..1.
         interval: guide only steps whose share i/N lies in [start, end) (Kynkaanniemi et al. 2024).
     """
     times = schedule.t[:-1]
@@ -50,15 +48,7 @@ def guide(
         # A picture's t are all alike in a sampler; reading one is spared where it decides nothing.
         if conditional is not None and not earliest < t[0].item() < latest:
             return conditional(x, t)
-        prediction = denoiser.predict(torch.cat([x, x]), torch.cat([t, t]), both)
-        with_cond, without = prediction.value.chunk(2)  # 2 of [B, C, h, w]
-        value = without + guidance_scale * (with_cond - without)
-        if rescale:
-            dims = tuple(range(1, value.dim()))
-            ratio = with_cond.std(dims, keepdim=True) / value.std(dims, keepdim=True)
-            value = value * (rescale * ratio + (1 - rescale))
-        variance = prediction.aux.get("variance")
-        return denoiser.views(value, x, t, None if variance is None else variance.chunk(2)[0])
+        return denoiser.guided(x, t, both, guidance_scale, rescale)
 
     return guided
 
