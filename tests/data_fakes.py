@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from gesso.draws import Draws
 from gesso.types import Bad, Caption, Cond, Sample
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -31,11 +32,11 @@ class FakeImageEncoder:
         mean = F.avg_pool2d(pixels, self.factor)  # [B, 3, h, w]
         return torch.cat([mean, torch.full_like(mean, self.std)], 1)  # [B, 6, h, w]
 
-    def sample(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, raw: Tensor, generator: Draws | None = None) -> Tensor:
         mean, std = raw.chunk(2, 1)
         if generator is None:
             return mean
-        return mean + std * torch.randn(mean.shape, generator=generator)
+        return mean + std * generator.randn(*mean.shape)
 
     def fingerprint(self) -> str:
         return self.name

@@ -9,18 +9,19 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from gesso.config import load_recipe
+from gesso.draws import Draws
 from gesso.encoders.image import tiny
 from gesso.objectives import autoencode
 from gesso.types import Batch, Cond, GessoError
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int) -> Draws:
+    return Draws("cpu", seed)
 
 
 def squares(count: int, seed: int) -> Batch:
     """Pictures of one square of a random colour on another colour."""
-    g = seeded(seed)
+    g = torch.Generator().manual_seed(seed)
     pixels = (torch.rand(count, 3, 1, 1, generator=g) * 2 - 1).repeat(1, 1, 16, 16)
     for picture in pixels:
         x, y = torch.randint(0, 9, (2,), generator=g).tolist()
@@ -44,8 +45,8 @@ def test_it_declares_what_the_loop_needs():
 
 
 def test_kl_is_the_closed_form():
-    mean = torch.randn(2, 4, 3, 3, generator=seeded(0))
-    std = torch.rand(2, 4, 3, 3, generator=seeded(1)) + 0.1
+    mean = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    std = torch.rand(2, 4, 3, 3, generator=torch.Generator().manual_seed(1)) + 0.1
     expected = kl_divergence(Normal(mean, std), Normal(0.0, 1.0)).mean()
     found = autoencode.kl_divergence(torch.cat([mean, std], dim=1))
     assert torch.allclose(found, expected, atol=1e-6)

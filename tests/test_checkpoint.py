@@ -45,7 +45,7 @@ def fail_when_saving(
     """Writing the optimiser of one step writes half of it and raises."""
     left = {"times": times}
 
-    def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    def save(tensors: dict[str, torch.Tensor], file: Path, metadata: Any = None) -> None:
         if (
             file.name == "optimizer.safetensors"
             and f"step-{step:06d}" in str(file)
@@ -54,7 +54,7 @@ def fail_when_saving(
             left["times"] -= 1
             file.write_bytes(b"half")
             raise error
-        save_file(tensors, file)
+        save_file(tensors, file, metadata)
 
     monkeypatch.setattr(checkpoint, "save_file", save)
 

@@ -25,6 +25,7 @@ from gesso.diffusion.vlb import (
     posterior_mean,
     vlb_bits,
 )
+from gesso.draws import Draws
 from gesso.types import Cond, GessoError, Prediction
 
 PATHS = [DDPM(), Flow(), Flow(3.0)]
@@ -100,8 +101,8 @@ def test_timesteps_follow_their_law(path: str, law: str) -> None:
     config = DiffusionConfig(
         path=path, prediction="v", timesteps=law, logit_mean=0.5, logit_std=0.8
     )
-    t = draw(config, 40_000, torch.Generator().manual_seed(0))
-    again = draw(config, 40_000, torch.Generator().manual_seed(0))
+    t = draw(config, 40_000, Draws("cpu", 0))
+    again = draw(config, 40_000, Draws("cpu", 0))
     assert t.dtype == torch.float32 and torch.equal(t, again)
     share = t / (1000 if path == "ddpm" else 1)
     if path == "ddpm":
@@ -116,9 +117,9 @@ def test_timesteps_follow_their_law(path: str, law: str) -> None:
 
 
 def test_flow_timesteps_are_shifted() -> None:
-    plain = draw(DiffusionConfig(path="flow", prediction="flow"), 100, torch.manual_seed(3))
+    plain = draw(DiffusionConfig(path="flow", prediction="flow"), 100, Draws("cpu", 3))
     config = DiffusionConfig(path="flow", prediction="flow", shift=3)
-    assert torch.allclose(draw(config, 100, torch.manual_seed(3)), Flow(3.0).place(plain))
+    assert torch.allclose(draw(config, 100, Draws("cpu", 3)), Flow(3.0).place(plain))
 
 
 @pytest.mark.parametrize("path", PATHS)

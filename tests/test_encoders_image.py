@@ -12,12 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gesso.draws import Draws
 from gesso.encoders.image import kl, taesd
 from gesso.types import GessoError
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int) -> Draws:
+    return Draws("cpu", seed)
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
@@ -53,13 +54,13 @@ def test_kl_equals_diffusers_with_its_scaling(vae_folder):
     reference = AutoencoderKL.from_pretrained(vae_folder).eval()
     model = kl.build(kl.Config(path=str(vae_folder)))
     assert (model.factor, model.channels, model.raw_channels) == (2, 4, 8)
-    pixels = torch.rand(2, 3, 16, 24, generator=seeded(0)) * 2 - 1
+    pixels = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         posterior = reference.encode(pixels).latent_dist
         raw = model.encode(pixels)
         latents = (posterior.mean - 0.0609) * 0.13025
         assert torch.allclose(model.sample(raw), latents, atol=1e-6)
-        drawn = (posterior.sample(seeded(3)) - 0.0609) * 0.13025
+        drawn = (posterior.sample(seeded(3)._generator) - 0.0609) * 0.13025
         assert torch.allclose(model.sample(raw, seeded(3)), drawn, atol=1e-6)
         decoded = reference.decode(latents / 0.13025 + 0.0609).sample
         assert torch.allclose(model.decode(latents), decoded, atol=1e-5)
@@ -124,7 +125,7 @@ def test_taesd_reads_the_authors_files_and_diffusers_folders(tmp_path):
     reference.save_pretrained(tmp_path / "diffusers")
     same = taesd.build(taesd.Config(path=str(tmp_path / "diffusers")))
     assert same.fingerprint() == model.fingerprint()
-    pixels = torch.rand(1, 3, 16, 24, generator=seeded(0)) * 2 - 1
+    pixels = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         raw = model.encode(pixels)
         assert torch.equal(raw, reference.eval().encode(pixels).latents)

@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gesso import config
+from gesso.draws import Draws
 from gesso.encoders.image import tiny
 from gesso.types import GessoError
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int) -> Draws:
+    return Draws("cpu", seed)
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
@@ -43,7 +44,7 @@ def shipped() -> tiny.TinyAutoencoder:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 96), (4, 8)])
 def test_tiny_shapes_at_any_size_that_four_divides(shipped, height, width):
-    pixels = torch.rand(2, 3, height, width, generator=seeded(0)) * 2 - 1
+    pixels = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         raw = shipped.encode(pixels)
         latents = shipped.sample(raw)
@@ -66,7 +67,9 @@ def test_shipped_weights_keep_scenes(shipped, level, expected):
         latents = shipped.sample(shipped.encode(pixels))
         assert psnr(pixels, shipped.decode(latents)) > expected
         # A diffusion model's latents are never exact: small errors must stay small.
-        noisy = latents + 0.1 * torch.randn(latents.shape, generator=seeded(0))
+        noisy = latents + 0.1 * torch.randn(
+            latents.shape, generator=torch.Generator().manual_seed(0)
+        )
         assert psnr(pixels, shipped.decode(noisy)) > expected - 1
 
 
@@ -101,7 +104,10 @@ def test_tiny_sampling_draws_from_the_posterior():
     model = tiny.TinyAutoencoder(tiny.Config(width=8, depth=1, weights=None))
     model.shift += torch.tensor([1.0, 2.0, 3.0, 4.0])
     model.scale *= 2
-    mean, std = torch.randn(1, 4, 64, 64, generator=seeded(0)), torch.full((1, 4, 64, 64), 0.3)
+    mean, std = (
+        torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0)),
+        torch.full((1, 4, 64, 64), 0.3),
+    )
     raw = torch.cat([mean, std], dim=1)
     expected = (mean - model.shift.view(-1, 1, 1)) / 2
     assert torch.equal(model.sample(raw), expected)

@@ -10,6 +10,7 @@ from torch import Tensor
 from train_fakes import LENGTH, Random, tiny_model, tiny_recipe
 
 from gesso.config import module, resolve
+from gesso.draws import Draws
 from gesso.model import Model
 from gesso.objectives.denoise import Config, DenoiseObjective, build
 from gesso.types import Batch, Cond, GessoError
@@ -31,8 +32,8 @@ def batch(n: int = 4) -> Batch:
     return Random().batch(0, n, 0)
 
 
-def g(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def g(seed: int = 0) -> Draws:
+    return Draws("cpu", seed)
 
 
 class Spy:

@@ -17,7 +17,8 @@ from torch import nn
 from train_fakes import Random, every_tensor, tiny_model, tiny_recipe
 
 from gesso.config import Recipe
-from gesso.train import loop
+from gesso.draws import EVERY, Draws
+from gesso.train import loop, setup
 from gesso.train.log import RunLog
 from gesso.train.loop import train
 from gesso.types import Batch, GessoError, LossOut, Phase
@@ -103,7 +104,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from train_fakes import Random, tiny_model, tiny_recipe
-from gesso.train import loop
+from gesso.draws import EVERY, Draws
+from gesso.train import loop, setup
 
 step = loop.Trainer._train_step
 def and_terminate(self):
@@ -204,8 +206,8 @@ class Broken(Random):
         super().__init__()
         self.step, self.factor = step, factor
 
-    def batch(self, step: int, batch_size: int, seed: int) -> Batch:
-        batch = super().batch(step, batch_size, seed)
+    def batch(self, step: int, batch_size: int, seed: int, rows: slice = EVERY) -> Batch:
+        batch = super().batch(step, batch_size, seed, rows)
         if step == self.step:
             batch.latents = batch.latents * self.factor
         return batch
@@ -253,7 +255,7 @@ def test_accumulated_gradients_are_the_mean_over_micro_batches(tmp_path: Path) -
     losses = []
     total = {k: torch.zeros_like(v) for k, v in together.items()}
     for m, batch in enumerate(batches):
-        generator = loop.draws(trainer.device, recipe.seed, 0, 0, m)
+        generator = Draws(trainer.device, recipe.seed, 0, 0, m)
         out = trainer.objective.loss("denoise", batch, generator)
         losses.append(out.loss.item())
         grads = torch.autograd.grad(out.loss, [trainer.params[k] for k in total])
@@ -368,7 +370,7 @@ def test_what_learns_is_compiled_when_the_recipe_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[nn.Module] = []
-    monkeypatch.setattr(loop, "compile_blocks", compiled.extend)
+    monkeypatch.setattr(setup, "compile_blocks", compiled.extend)
     recipe = tiny_recipe({"steps": 1})
     run(recipe, tmp_path / "plain")
     assert not compiled

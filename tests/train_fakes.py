@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gesso.backbones import pixart
 from gesso.config import Recipe, validate
+from gesso.draws import EVERY
 from gesso.model import Description, Model
 from gesso.types import Batch, Cond
 
@@ -42,14 +43,14 @@ class Random:
     def __init__(self, fixed: bool = False) -> None:
         self.fixed = fixed
 
-    def batch(self, step: int, batch_size: int, seed: int) -> Batch:
+    def batch(self, step: int, batch_size: int, seed: int, rows: slice = EVERY) -> Batch:
         g = torch.Generator().manual_seed(1000 * seed + (0 if self.fixed else step))
         ids = torch.randint(0, WORDS, (batch_size, LENGTH), generator=g)
         length = torch.randint(1, LENGTH + 1, (batch_size, 1), generator=g)
         return Batch(
-            keys=[f"picture-{step}-{i}" for i in range(batch_size)],
-            cond=Cond(ids=ids, mask=torch.arange(LENGTH) < length),
-            latents=torch.randn(batch_size, 4, 4, 4, generator=g),
+            keys=[f"picture-{step}-{i}" for i in range(batch_size)][rows],
+            cond=Cond(ids=ids, mask=torch.arange(LENGTH) < length)[rows],
+            latents=torch.randn(batch_size, 4, 4, 4, generator=g)[rows],
         )
 
     def validation_batches(self, batch_size: int) -> Iterator[Batch]:

@@ -1,7 +1,8 @@
 """Training batches, from a feature cache or from pictures held in memory.
 
-`batch(step, batch_size, seed)` depends on its arguments alone, so a resumed training sees what an
-uninterrupted one would have seen.
+`batch(number, batch_size, seed, rows)` depends on its arguments alone: a resumed training sees what
+an uninterrupted one would have seen, and processes that share a batch read their own rows of it.
+The position of the data in a checkpoint is therefore one number.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from gesso.data.order import Split
 from gesso.data.shard_io import merge
 from gesso.data.shards import Cache
 from gesso.data.source import Source, read
+from gesso.draws import EVERY, Draws
 from gesso.types import Bad, Batch, Cond, GessoError
 
 RAM_LIMIT = 4 * 1024**3
@@ -31,7 +33,7 @@ _CAPTION, _LATENT = 2, 3  # uses of a seed, apart from those of `Order`
 class Latents(Protocol):
     """The part of an image encoder that reads a cache."""
 
-    def sample(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+    def sample(self, raw: Tensor, generator: Draws | None = None) -> Tensor: ...
 
 
 class CachedDataset:
@@ -79,20 +81,25 @@ class CachedDataset:
         """Pictures to train on."""
         return len(self._split)
 
-    def batch(self, step: int, batch_size: int, seed: int) -> Batch:
-        """The batch of a step: one bucket, one caption per picture.
+    def batch(self, number: int, batch_size: int, seed: int, rows: slice = EVERY) -> Batch:
+        """Own rows of a numbered batch: one bucket, one caption per picture.
+
+        Args:
+            number: of the batch, from 0.
+            batch_size: pictures in the whole batch.
+            seed: of order, captions and latents.
+            rows: which of them to read.
 
         Returns:
             Batch with latents [B, C, h, w] and cond: ids | tokens, mask, size, aspect, label.
         """
-        number, rows = self._split.rows(step, batch_size, seed)
-        group = self._groups[number]
-        chance = np.random.default_rng([seed, _CAPTION, step]).random(batch_size)
-        captions = [group.choose(r, u) for r, u in zip(rows.tolist(), chance, strict=True)]
+        place, pictures = self._split.rows(number, batch_size, seed)
+        group, pictures = self._groups[place], pictures[rows]
+        chance = np.random.default_rng([seed, _CAPTION, number]).random(batch_size)[rows]
+        captions = [group.choose(r, u) for r, u in zip(pictures.tolist(), chance, strict=True)]
         device = device_of(self._image_encoder)
-        state = np.random.SeedSequence([seed, _LATENT, step]).generate_state(1, np.uint64)
-        generator = torch.Generator(device).manual_seed(int(state[0]) >> 1)
-        return self._read(group, rows, captions, generator)
+        draws = Draws(device, seed, _LATENT, number, rows=rows, total=batch_size)
+        return self._read(group, pictures, captions, draws)
 
     def validation_batches(self, batch_size: int) -> Iterator[Batch]:
         """The held-out pictures, always alike: posterior means and the likeliest caption."""
@@ -106,7 +113,7 @@ class CachedDataset:
         group: Group,
         rows: np.ndarray,
         captions: list[int],
-        generator: torch.Generator | None,
+        generator: Draws | None,
     ) -> Batch:
         raw, cond = group.read(rows, captions)
         with torch.no_grad():
@@ -185,9 +192,10 @@ class PixelDataset:
         """Pictures to train on."""
         return len(self._split)
 
-    def batch(self, step: int, batch_size: int, seed: int) -> Batch:
-        """The batch of a step: pixels [B, 3, H, W] in [-1, 1]; cond has size and aspect."""
-        return self._read(*self._split.rows(step, batch_size, seed))
+    def batch(self, number: int, batch_size: int, seed: int, rows: slice = EVERY) -> Batch:
+        """Own rows of a numbered batch: pixels [B, 3, H, W] in [-1, 1]; cond has size, aspect."""
+        place, pictures = self._split.rows(number, batch_size, seed)
+        return self._read(place, pictures[rows])
 
     def validation_batches(self, batch_size: int) -> Iterator[Batch]:
         """The held-out pictures, in a fixed order."""

@@ -6,12 +6,12 @@ An objective module has `Config`, and `build(options, model)` returning an `Obje
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
+    from gesso.draws import Draws
     from gesso.types import Batch, LossOut, Phase
 
 
@@ -28,6 +28,15 @@ class Objective(Protocol):
     roles: dict[str, nn.Module]
     phases: Sequence[Phase]
 
-    def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> LossOut:
+    def loss(self, phase: str, batch: Batch, generator: Draws) -> LossOut:
         """The loss of one micro-batch; all randomness comes from `generator`."""
+        ...
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """An objective with networks that follow others, such as the moving target of a distiller."""
+
+    def updated(self, phase: str) -> None:
+        """Called after the optimiser of a phase has updated its roles."""
         ...

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gesso import config
+from gesso.draws import Draws
 from gesso.types import Batch, GessoError, LossOut, Phase
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Autoencode:
         self.encoder = encoder
         self.roles: dict[str, nn.Module] = {"image_encoder": encoder}
 
-    def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> LossOut:
+    def loss(self, phase: str, batch: Batch, generator: Draws) -> LossOut:
         """The loss of one batch.
 
         Args:
@@ -78,8 +79,8 @@ class Autoencode:
         if torch.is_grad_enabled():
             self.encoder.track(raw, options.track)
         latents = self.encoder.sample(raw, generator)  # [B, C, h, w]
-        strength = torch.rand(len(latents), 1, 1, 1, generator=generator, device=latents.device)
-        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        strength = generator.rand(len(latents), 1, 1, 1)
+        noise = generator.randn(*latents.shape)
         decoded = self.encoder.decode(latents + options.noise * strength * noise).float()
 
         l1 = F.l1_loss(decoded, pixels)

@@ -2,15 +2,15 @@
 
     L = || f(x_t, t, c) - target ||^2 + vlb_weight * L_vlb        (Nichol & Dhariwal 2021, eq. 16)
 
-x_t = alpha x0 + sigma noise; the target is the noise, x0, v or the flow, as the recipe says. With
-probability `caption_dropout` the condition c is the unconditional one, for guidance.
+x_t = alpha x0 + sigma noise; the target is what `diffusion.prediction` names. With probability
+`caption_dropout` c is the unconditional condition. `mask_ratio` hides patches, see its adapter.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -18,18 +18,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gesso import config
+from gesso.adapters import deferred_mask
 from gesso.diffusion import timesteps
-from gesso.diffusion.noise import draw_noise
+from gesso.diffusion.denoiser import Denoiser
+from gesso.diffusion.grid import fixed_grid
 from gesso.diffusion.paths import DDPM
-from gesso.diffusion.predictions import like, target
+from gesso.diffusion.predictions import picture_mean
 from gesso.diffusion.vlb import vlb_bits
+from gesso.draws import Draws
 from gesso.types import Batch, Cond, GessoError, LossOut, Phase, Prediction
 
 if TYPE_CHECKING:
     from gesso.model import Model
-
-GRID = 8
-"""Noise levels of the validation loss, the midpoints of equal shares of the path."""
 
 
 class Config(config.Config):
@@ -40,11 +40,13 @@ class Config(config.Config):
         null: what stands for no caption: the encoded empty prompt, or the backbone's own.
         vlb_weight: of the variational bound in bits per dimension, where the backbone learns its
             variance on the ddpm path.
+        mask_ratio: share of the patches that `gesso.adapters.deferred_mask` drops.
     """
 
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     null: Literal["empty", "learned"] = "empty"
     vlb_weight: float = Field(default=1.0, ge=0)
+    mask_ratio: float = Field(default=0.0, ge=0, lt=1)
 
 
 class DenoiseObjective:
@@ -62,13 +64,13 @@ class DenoiseObjective:
         self.phases = (Phase("denoise", tuple(self.roles)),)
         self.empty: Cond = model.text_encoder.prepare([""])
 
-    def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> LossOut:
+    def loss(self, phase: str, batch: Batch, generator: Draws) -> LossOut:
         """The loss of a batch with `latents` [B, C, h, w].
 
         Args:
             phase: "denoise".
             batch: with `cond` as the text encoder prepares it.
-            generator: draws timesteps, noise and which captions are dropped.
+            generator: draws timesteps, noise, and which captions and patches are dropped.
 
         Returns:
             The loss, with the metrics `mse` and `vlb` (bits per dimension).
@@ -76,17 +78,21 @@ class DenoiseObjective:
         assert batch.latents is not None
         x0 = batch.latents.float()
         t = timesteps.draw(self.diffusion, len(x0), generator).to(x0.device)  # [B]
-        noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0.device)
-        drop = torch.rand(len(x0), generator=generator, device=generator.device)
+        noise = generator.randn(*x0.shape).to(x0.device)
+        drop = generator.rand(len(x0))
         cond = self.condition(batch.cond, drop.to(x0.device) < self.options.caption_dropout)
 
-        x, out, error = self._predict(x0, t, noise, cond)
+        denoiser = self.denoiser
+        if self.options.mask_ratio and self.backbone.training:
+            masked = deferred_mask.masked(self.backbone, x0, self.options.mask_ratio, generator)
+            denoiser = replace(denoiser, backbone=masked)
+        x, out, error = self._predict(denoiser, x0, t, noise, cond)
         mse = error.mean()
         loss, metrics = mse, {"mse": mse.detach()}
         raw = out.aux.get("variance")
         if raw is not None and isinstance(self.path, DDPM) and self.options.vlb_weight > 0:
             predicted = self.denoiser.views(out.value, x, t).x0
-            vlb = vlb_bits(raw, predicted, x0, x, self.path, t).mean()
+            vlb = vlb_bits(raw, predicted, x0, x, self.path, t, out.aux.get("kept")).mean()
             loss = loss + self.options.vlb_weight * vlb
             metrics["vlb"] = vlb.detach()
         return LossOut(loss, dict(metrics))
@@ -96,48 +102,33 @@ class DenoiseObjective:
         if self.options.null == "empty":
             empty = self.empty.to(drop.device)[torch.zeros_like(drop, dtype=torch.long)]
             text = {k: getattr(empty, k) for k in ("ids", "tokens", "mask", "pooled")}
-            encoded: Cond = self.text_encoder(cond.where(drop, cond.replace(**text)))
-            return encoded
-        encoded = self.text_encoder(cond)
+            return self.text_encoder(cond.where(drop, cond.replace(**text)))
+        encoded: Cond = self.text_encoder(cond)
         return encoded.where(drop, self.backbone.null(encoded))
 
     def _predict(
-        self, x0: Tensor, t: Tensor, noise: Tensor, cond: Cond
+        self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Cond
     ) -> tuple[Tensor, Prediction, Tensor]:
-        """x_t [B, C, h, w], the prediction there and its squared error [B]."""
-        alpha, sigma = self.path.alpha_sigma(t)
-        x = like(alpha, x0) * x0 + like(sigma, x0) * noise
-        out = self.denoiser.predict(x, t, cond)
-        wanted = target(x0, noise, alpha, sigma, self.denoiser.prediction)
-        return x, out, (out.value - wanted).square().flatten(1).mean(1)
+        """x_t [B, C, h, w], the prediction there and its squared error [B] where it was made."""
+        x = denoiser.noised(x0, noise, t)
+        out = denoiser.predict(x, t, cond)
+        error = (out.value - denoiser.target(x0, noise, t)).square()  # [B, C, h, w]
+        return x, out, picture_mean(error, out.aux.get("kept"))
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The mean-squared error on a fixed grid of noise levels, with fixed noise.
 
-        A picture's noise follows from its key, so neither order nor batching matters.
-
         Returns:
             loss: the mean over pictures and levels.
-
-        Raises:
-            GessoError: the loss is not finite.
         """
-        shares = (torch.arange(GRID) + 0.5) / GRID
-        grid = self.path.place(shares)
-        if isinstance(self.path, DDPM):
-            grid = grid.round()
         errors: list[float] = []
         for batch in batches:
             assert batch.latents is not None
             x0 = batch.latents.float()
             cond: Cond = self.text_encoder(batch.cond)
-            for level, t in enumerate(grid):
-                seeds = [zlib.crc32(f"{level} {key}".encode()) for key in batch.keys]
-                rows = [torch.Generator().manual_seed(seed) for seed in seeds]
-                noise = draw_noise(x0.shape[1:], rows, x0.device)
-                _, _, error = self._predict(x0, t.expand(len(x0)).to(x0.device), noise, cond)
-                errors += error.tolist()
+            for t, noise in fixed_grid(self.path, batch.keys, x0):
+                errors += self._predict(self.denoiser, x0, t, noise, cond)[2].tolist()
         return {"loss": math.fsum(errors) / len(errors)} if errors else {}
 
 
@@ -153,4 +144,6 @@ def build(options: Config, model: Model) -> DenoiseObjective:
             "Objective 'denoise' trains a backbone on captions: give the recipe `backbone` and "
             "`text_encoder`."
         )
+    if options.mask_ratio:
+        deferred_mask.check(model.backbone)
     return DenoiseObjective(options, model)

@@ -1,7 +1,8 @@
-"""Batches on the device, prepared while the one before is learnt from."""
+"""Own rows of numbered batches on the device, prepared while earlier ones are learnt from."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -10,39 +11,61 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gesso.draws import EVERY
 from gesso.types import Batch
 
 
 class Dataset(Protocol):
     """What the loop asks of the data. Batches follow from their number and the seed alone."""
 
-    def batch(self, step: int, batch_size: int, seed: int) -> Batch: ...
+    def batch(self, number: int, batch_size: int, seed: int, rows: slice = EVERY) -> Batch:
+        """Own `rows` of a batch of `batch_size` pictures."""
+        ...
 
     def validation_batches(self, batch_size: int) -> Iterable[Batch]: ...
 
 
 class Feed:
-    """Numbered batches of a dataset; the next one is read in a thread.
+    """Numbered batches of a dataset; the next ones are read in threads.
 
     Args:
         dataset: where they come from.
-        batch_size: pictures in each.
+        batch_size: pictures in each, over all processes.
         seed: of their order.
         device: where they go.
+        rows: this process's rows of a batch.
+        workers: threads; thread w of n reads every n-th batch, so n batches are read ahead.
+
+    Attributes:
+        waited: seconds that batches were waited for, since it was last set.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int, device: torch.device) -> None:
-        self.dataset, self.device = dataset, device
-        self.batch_size, self.seed = batch_size, seed
-        self._pool = ThreadPoolExecutor(1)
-        self._ahead: tuple[int, Future[Batch]] | None = None
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        rows: slice = EVERY,
+        workers: int = 1,
+    ) -> None:
+        self.dataset, self.device, self.rows = dataset, device, rows
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.waited = 0.0
+        self._pool = ThreadPoolExecutor(workers)
+        self._ahead: dict[int, Future[Batch]] = {}
 
     def __getitem__(self, number: int) -> Batch:
-        if self._ahead is None or self._ahead[0] != number:
-            self._ahead = number, self._read(number)
-        future = self._ahead[1]
-        self._ahead = number + 1, self._read(number + 1)
-        return to_device(future.result(), self.device)
+        start = time.perf_counter()
+        wanted = range(number, number + self.workers + 1)
+        for stale in self._ahead.keys() - set(wanted):
+            self._ahead.pop(stale).cancel()
+        for n in wanted:
+            if n not in self._ahead:
+                self._ahead[n] = self._pool.submit(self._read, n)
+        batch = to_device(self._ahead.pop(number).result(), self.device)
+        self.waited += time.perf_counter() - start
+        return batch
 
     def validation(self) -> Iterable[Batch]:
         """The held-out batches."""
@@ -52,8 +75,8 @@ class Feed:
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _read(self, number: int) -> Future[Batch]:
-        return self._pool.submit(self.dataset.batch, number, self.batch_size, self.seed)
+    def _read(self, number: int) -> Batch:
+        return self.dataset.batch(number, self.batch_size, self.seed, self.rows)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

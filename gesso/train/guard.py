@@ -29,13 +29,15 @@ class Guard:
     Args:
         run: the run's folder.
         max_skipped: so many broken steps are left out before the run stops.
+        records: write them into the run's folder; one process does.
 
     Attributes:
         skipped: broken steps so far.
     """
 
-    def __init__(self, run: Path, max_skipped: int) -> None:
+    def __init__(self, run: Path, max_skipped: int, records: bool = True) -> None:
         self.file = run / BROKEN
+        self.records = records
         self.max_skipped = max_skipped
         self.skipped = 0
         self._losses: dict[str, deque[float]] = {}
@@ -68,8 +70,9 @@ class Guard:
         Raises:
             GessoError: more steps were broken than may be skipped.
         """
-        with self.file.open("a") as f:
-            f.write(json.dumps({"step": step, "problem": problem, "keys": list(keys)}) + "\n")
+        if self.records:
+            with self.file.open("a") as f:
+                f.write(json.dumps({"step": step, "problem": problem, "keys": list(keys)}) + "\n")
         self.skipped += 1
         some = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         if self.skipped > self.max_skipped:

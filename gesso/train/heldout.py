@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from gesso.draws import Draws
 from gesso.objectives import Objective
-from gesso.train.device import draws
 from gesso.types import Batch
 
 
@@ -36,7 +36,7 @@ def validation_losses(
         sums: dict[str, float] = {}
         pictures = 0
         for number, batch in enumerate(batches):
-            out = objective.loss(objective.phases[0].name, batch, draws(device, number))
+            out = objective.loss(objective.phases[0].name, batch, Draws(device, number))
             for name, value in {**out.metrics, "loss": out.loss}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(batch.keys)
             pictures += len(batch.keys)

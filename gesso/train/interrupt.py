@@ -16,11 +16,15 @@ class Interrupt:
 
     Outside the main thread, where Python takes no signals, it does nothing.
 
+    Args:
+        says: tell what the first signal does; one process of a training does.
+
     Attributes:
         received: the signal's number, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, says: bool = True) -> None:
+        self.says = says
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -37,7 +41,8 @@ class Interrupt:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        print(
-            "\nFinishing this step and saving a checkpoint; once more to stop at once.",
-            file=sys.stderr,
-        )
+        if self.says:
+            print(
+                "\nFinishing this step and saving a checkpoint; once more to stop at once.",
+                file=sys.stderr,
+            )

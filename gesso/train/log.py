@@ -167,7 +167,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor | float]] = {}
-        self._pictures, self._seconds = 0, 0.0
+        self._pictures, self._seconds, self._waited = 0, 0.0, 0.0
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
         """Note metrics of a step or micro-batch."""
@@ -175,16 +175,21 @@ class Meter:
             kept = value.detach() if isinstance(value, Tensor) else value
             self._values.setdefault(name, []).append(kept)
 
-    def time(self, pictures: int, seconds: float) -> None:
-        """Note what a step took."""
+    def time(self, pictures: int, seconds: float, waited: float) -> None:
+        """Note what a step took, and how much of that was waiting for data."""
         self._pictures += pictures
         self._seconds += seconds
+        self._waited += waited
 
     def read(self) -> dict[str, float]:
-        """Means of what is finite, with `images_per_second`; empties the meter."""
+        """Means of what is finite, with `images_per_second` and `data_wait`; empties the meter.
+
+        `data_wait` is the share of the steps' time that went into waiting for batches.
+        """
         finite = {k: [x for x in map(float, v) if isfinite(x)] for k, v in self._values.items()}
         means = {k: fmean(v) for k, v in finite.items() if v}
         if self._seconds:
             means["images_per_second"] = self._pictures / self._seconds
-        self._values, self._pictures, self._seconds = {}, 0, 0.0
+            means["data_wait"] = self._waited / self._seconds
+        self._values, self._pictures, self._seconds, self._waited = {}, 0, 0.0, 0.0
         return means

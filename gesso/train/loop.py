@@ -1,17 +1,18 @@
-"""The training loop: one for every objective.
+"""The training loop: one for every objective, in one process or in many.
 
     train(recipe, run, model=..., dataset=...)
         for each step: for each phase of the objective:
             accumulate the gradients of objective.loss(phase, batch, generator)
             clip, check, update; then the moving average
 
-Every random draw follows from (seed, step), so a resumed run is the run that never stopped.
+Every random draw follows from (seed, step) and the picture's place in the whole batch: a resumed
+run is the run that never stopped, and processes that share a batch are one that has it all.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import torch
 
 from gesso.config import Recipe, resolve
 from gesso.device import pick_device
+from gesso.draws import Draws
 from gesso.model import Model
-from gesso.nn.compile import compile_blocks
-from gesso.objectives import Objective
-from gesso.train import checkpoint, saving
-from gesso.train.device import draws
+from gesso.objectives import Follows, Objective
+from gesso.train import saving, setup
+from gesso.train.averaged import Averaged
 from gesso.train.ema import EMA
 from gesso.train.feed import Dataset, Feed
 from gesso.train.folder import open_run
@@ -31,8 +32,10 @@ from gesso.train.guard import Guard
 from gesso.train.heldout import validation_losses
 from gesso.train.interrupt import Interrupt
 from gesso.train.log import Meter, RunLog
+from gesso.train.observe import Moment, Observer
 from gesso.train.optim import Optimizer, learning_rate, named_parameters
 from gesso.train.parallel import Group
+from gesso.train.watch import Lost
 from gesso.types import Batch, GessoError
 
 Painter = Callable[[Model, Path], None]
@@ -46,60 +49,55 @@ def train(
     model: Model,
     dataset: Dataset,
     painter: Painter | None = None,
+    observers: Sequence[Observer] = (),
     group: Group | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train a model until its steps or minutes are over, or Ctrl-C or SIGTERM.
 
+    Every process of a group calls this with the same arguments. The leader alone writes the run's
+    folder (but for each one's pieces of a sharded checkpoint), paints and calls the observers.
+
     Args:
         recipe: `train`, `objective`, `seed` and `validation` are used here.
         run: the run's folder; `recipe.yaml`, `metrics.jsonl`, `tb/`, `samples/` and
             `checkpoints/` are written into it.
-        model: built from the recipe; holds the averaged weights when this returns.
+        model: built from the recipe; holds the averaged weights when this returns, unless
+            `train.shard` has spread them.
         dataset: gives the batches.
         painter: called with the averaged weights at every validation.
-        group: the processes that train together, led by this one; default: it alone.
+        observers: called after every step and at every validation.
+        group: the processes that train together; default: this one alone.
         resume: continue from the newest checkpoint in `run`.
         quiet: show no progress.
 
     Returns:
         run, checkpoint, steps, seconds, images_per_second, loss, validation (dict), skipped,
-        parameters, and `interrupted` (bool) with `signal` (its number, or None).
+        parameters, and `interrupted` (bool) with `signal` (its number, or None). The same in every
+        process.
 
     Raises:
         GessoError: the folder holds another run, the loss is not finite or explodes, a checkpoint
-            does not fit or cannot be written.
+            does not fit or cannot be written, another process is lost.
     """
-    newest = open_run(run, recipe, resume)
-    trainer = Trainer(recipe, run, model, dataset, painter, group)
-    if newest is not None:
-        saving.restore(trainer, newest)
-    log = RunLog(run, trainer.step, quiet)
+    group = group or Group()
+    newest = group.tell(str(open_run(run, recipe, resume) or "") if group.leads else None)
+    trainer = Trainer(recipe, run, model, dataset, painter, group, observers)
+    if newest:
+        saving.restore(trainer, Path(newest))
+    log = RunLog(run, trainer.step, quiet) if group.leads else None
     try:
-        with Interrupt() as interrupt:
+        with Interrupt(says=group.leads) as interrupt:
             return trainer.fit(log, interrupt)
     finally:
         trainer.feed.close()
-        log.close()
-
-
-def follow(
-    group: Group, recipe: Recipe, run: Path, *, model: Model, dataset: Dataset, resume: bool
-) -> None:
-    """The part of a process that follows another one's `train`, with its arguments."""
-    trainer = Trainer(recipe, run, model, dataset, None, group)
-    newest = checkpoint.checkpoints(run)[-1:] if resume else []
-    for folder in newest:
-        saving.restore(trainer, folder)
-    trainer.fit(None, None)
-    trainer.feed.close()
+        if log is not None:
+            log.close()
 
 
 class Trainer:
     """One run's moving parts. See `train` for the arguments."""
-
-    log: RunLog
 
     def __init__(
         self,
@@ -107,30 +105,35 @@ class Trainer:
         run: Path,
         model: Model,
         dataset: Dataset,
-        painter: Painter | None,
+        painter: Painter | None = None,
         group: Group | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.group = group or Group()
         self.recipe, self.config, self.run = recipe, recipe.train, run
         self.device = pick_device(self.config.device, "train.device")
-        self.model, self.painter = model.to(self.device), painter
-        self.feed = Feed(dataset, self.config.batch_size, recipe.seed, self.device)
+        self.model, self.painter, self.observers = model.to(self.device), painter, observers
+        rows, workers = self.group.rows, self.config.workers
+        self.feed = Feed(dataset, self.config.batch_size, recipe.seed, self.device, rows, workers)
         module, options = resolve("objectives", recipe.objective)
         self.objective: Objective = module.build(options, model)
         self.roles, phases = self.objective.roles, self.objective.phases
         for role in self.roles.values():
             role.to(self.device).eval()
         self.learners = {name: self.roles[name] for phase in phases for name in phase.learns}
+        self.sharded, copied = setup.distribute(recipe, model, self.roles, self.group, self.device)
         self.params = named_parameters(self.learners)
         self.optimizers = {
             phase.name: Optimizer({k: self.roles[k] for k in phase.learns}, self.config)
             for phase in phases
         }
         self.ema = EMA(self.params, self.config.ema)
-        self.guard = Guard(run, self.config.max_skipped)
-        self.meter = Meter()
-        self.step = self.saved_step = 0
-        self.saved: Path | None = None
+        shown = copied if self.sharded else (model, self.objective)
+        self.averaged = Averaged(shown[0], shown[1], self.roles, self.ema, copied=self.sharded)
+        self.guard = Guard(run, self.config.max_skipped, records=self.group.leads)
+        self.meter, self.saver = Meter(), saving.Saver(self)
+        self.step = 0
+        self.log: RunLog | None = None
         self.latest: dict[str, float] = {}  # the metrics that were logged last
         self.validation: dict[str, float] = {}
         self.seconds_before = self._share_before = 0.0  # of the sessions before
@@ -149,59 +152,73 @@ class Trainer:
             return min(1.0, self.now / (60 * self.config.minutes))
         return min(1.0, self.step / self.config.steps)
 
-    def fit(self, log: RunLog | None, interrupt: Interrupt | None) -> dict[str, Any]:
+    def fit(self, log: RunLog | None, interrupt: Interrupt) -> dict[str, Any]:
         """Run until the end or an interrupt; returns what `train` returns.
 
-        Only the leader of a group has a log, and signals to hear.
+        Args:
+            log: None in all but the leader.
+            interrupt: a signal to any process stops all.
         """
-        if self.config.compile:
-            compile_blocks(self.learners.values())
+        self.log = log
+        setup.speed_up(self.learners.values(), self.config)
         self._start = time.perf_counter()  # the budget pays for training, not for its set-up
         stop = self._agree(interrupt)
         self._share_before = self.share
         while self.share < 1 and not stop:
+            start = time.perf_counter()
             self._train_step()
             stop = self._agree(interrupt)
-            if log is not None:
-                self._report(log)
-        return {} if log is None or interrupt is None else self._finish(log, interrupt)
+            self._report(time.perf_counter() - start)
+        return self._finish(interrupt)
 
-    def _agree(self, interrupt: Interrupt | None) -> bool:
-        """Go by the leader's clock; returns whether it was told to stop."""
-        told = interrupt is not None and interrupt.received is not None
-        self.now, stop = self.group.agree(self.seconds, told)
-        return bool(stop)
+    def _agree(self, interrupt: Interrupt) -> bool:
+        """Go by the leader's clock; returns whether any process was told to stop."""
+        self.now, stop = self.group.agree(self.seconds, interrupt.received is not None)
+        return stop
 
-    def _report(self, log: RunLog) -> None:
+    def _report(self, seconds: float) -> None:
         """After a step: metrics, progress, and in their turn validation and checkpoints."""
-        config, self.log = self.config, log
+        config, more = self.config, self.share < 1
         logs = self.step % config.log_every == 0
         if logs:
             self._log_metrics()
-        share = self.share - self._share_before
-        left = (1 - self.share) / max(share, 1e-9) * (time.perf_counter() - self._start)
-        log.progress(self.share, self.step, self.latest, left, line=logs)
-        if self.share < 1 and config.validate_every and self.step % config.validate_every == 0:
-            self._validate()
-        if self.share < 1 and self.step % config.save_every == 0:
+        if self.log is not None:
+            share = self.share - self._share_before
+            left = (1 - self.share) / max(share, 1e-9) * (time.perf_counter() - self._start)
+            self.log.progress(self.share, self.step, self.latest, left, line=logs)
+            for observer in self.observers:
+                observer.on_step(self._moment(self.log, seconds))
+        if more and config.validate_every and self.step % config.validate_every == 0:
+            self._validate(seconds)
+        keeps = config.keep_every and self.step % config.keep_every == 0
+        if more and (keeps or self.step % config.save_every == 0):
             try:
-                saving.save(self)
+                self.saver.save(wait=not config.save_async)
+            except Lost:
+                raise
             except GessoError as e:  # the next one may succeed, and the last one must
-                log.say(f"{e} The training goes on.")
+                self._say(f"{e} The training goes on.")
 
-    def _finish(self, log: RunLog, interrupt: Interrupt) -> dict[str, Any]:
-        self.log, over = log, self.share >= 1
-        if self.step > self.saved_step:
+    def _finish(self, interrupt: Interrupt) -> dict[str, Any]:
+        over = self.share >= 1
+        try:
+            self.saver.finish()
+        except Lost:
+            raise
+        except GessoError as e:  # what it lacks is written below
+            self._say(str(e))
+        if self.step > self.saver.step:
             self._log_metrics()
             if over:
                 self._validate()
-            saving.save(self)
+            self.saver.save()
         if not over:
-            log.say(f"Stopped at step {self.step}; the same command with --resume continues.")
-        self.ema.swap()  # the caller gets the model that was saved
-        return {
+            self._say(f"Stopped at step {self.step}; the same command with --resume continues.")
+        if not self.sharded:
+            self.ema.swap()  # the caller gets the model that was saved
+        result = {
             "run": str(self.run),
-            "checkpoint": str(self.saved) if self.saved else None,
+            "checkpoint": str(self.saver.saved) if self.saver.saved else None,
             "steps": self.step,
             "seconds": round(self.seconds, 3),
             "images_per_second": self.latest.get("images_per_second", 0.0),
@@ -212,11 +229,13 @@ class Trainer:
             "interrupted": not over,
             "signal": interrupt.received,
         }
+        told: dict[str, Any] = self.group.tell(result)
+        return told
 
     def _train_step(self) -> None:
         """One step: every phase that is due, then the moving average."""
         config, start = self.config, time.perf_counter()
-        first = self.step * config.accumulate
+        first, self.feed.waited = self.step * config.accumulate, 0.0
         batches = [self.feed[first + m] for m in range(config.accumulate)]
         lr = learning_rate(config, self.step, self.now)
         for role in self.learners.values():
@@ -227,38 +246,45 @@ class Trainer:
             loss, norm = self._gradients(index, batches)
             problem = self.guard.problem(phase.name, loss, norm, self.step >= config.warmup)
             if problem is not None:
-                keys = [key for batch in batches for key in batch.keys]
-                said = self.guard.skip(self.step, problem, keys, self.saved)
-                if self.group.leads:
-                    self.log.say(said)
+                own = [key for batch in batches for key in batch.keys]
+                keys = [key for keys in self.group.gather(own) for key in keys]
+                self._say(self.guard.skip(self.step, problem, keys, self.saver.saved))
                 break
             self.optimizers[phase.name].step(lr)
+            if isinstance(self.objective, Follows):
+                self.objective.updated(phase.name)
         else:
             self.ema.update()
         self.step += 1
         self.meter.record({"lr": lr})
-        self.meter.time(sum(len(batch.keys) for batch in batches), time.perf_counter() - start)
+        pictures = config.batch_size * config.accumulate
+        self.meter.time(pictures, time.perf_counter() - start, self.feed.waited)
 
     def _gradients(self, index: int, batches: list[Batch]) -> tuple[float, float]:
         """A phase's mean gradients over micro-batches, clipped; returns loss and gradient norm."""
         phase = self.objective.phases[index]
+        optimizer = self.optimizers[phase.name]
         prefix = f"{phase.name}/" if index else ""  # the first phase is the one to watch
         for p in self.params.values():
             p.grad = None
-        losses = []
-        rank = [self.group.rank] if self.group.rank else []
+        means: dict[str, list[torch.Tensor]] = {}
+        rows, total = self.group.rows, self.config.batch_size
         for m, batch in enumerate(batches):
-            generator = draws(self.device, self.recipe.seed, self.step, index, m, *rank)
-            with self._precision():
-                out = self.objective.loss(phase.name, self.group.share(batch), generator)
-            (out.loss / len(batches)).backward()
-            losses.append(out.loss.detach().float())
-            self.meter.record({prefix + name: value for name, value in out.metrics.items()})
-        mean = torch.stack(losses).mean()
-        self.group.mean_([mean, *self.optimizers[phase.name].gradients()])
-        norm = self.optimizers[phase.name].clip(self.config.clip)
+            numbers = self.recipe.seed, self.step, index, m
+            generator = Draws(self.device, *numbers, rows=rows, total=total)
+            with self._precision(), self.group.together():
+                out = self.objective.loss(phase.name, batch, generator)
+                (out.loss / len(batches)).backward()
+            for name, value in {**out.metrics, "loss": out.loss}.items():
+                value = torch.as_tensor(value, device=self.device)
+                means.setdefault(name, []).append(value.detach().float())
+        stacked = {name: torch.stack(values).mean() for name, values in means.items()}
+        # Sharded gradients are means already.
+        self.group.mean_([*stacked.values(), *([] if self.sharded else optimizer.gradients())])
+        norm = optimizer.clip(self.config.clip)
         # The one place where the loop waits for the device.
-        loss, grad_norm = torch.stack([mean, norm.float()]).tolist()
+        loss, grad_norm = torch.stack([stacked.pop("loss"), norm.float()]).tolist()
+        self.meter.record({prefix + name: value for name, value in stacked.items()})
         self.meter.record({f"{prefix}loss": loss, f"{prefix}grad_norm": grad_norm})
         return loss, grad_norm
 
@@ -270,19 +296,47 @@ class Trainer:
         """Write the means since the last call."""
         if means := self.meter.read():
             self.latest = {**means, "seconds": self.seconds}
-            self.log.metrics(self.step, self.latest)
+            if self.log is not None:
+                self.log.metrics(self.step, self.latest)
 
-    def _validate(self) -> None:
-        """Losses on held-out pictures and painted prompts, both with the averaged weights."""
-        for role in self.roles.values():
-            role.eval()
-        with self.ema.applied():
-            with self._precision():
-                batches = self.feed.validation()
-                self.validation = validation_losses(self.objective, batches, self.device)
-            self.log.metrics(self.step, self.validation)
-            if self.painter is not None:
-                file = self.run / "samples" / f"step-{self.step:06d}.png"
-                file.parent.mkdir(exist_ok=True)
-                self.painter(self.model, file)
-                self.log.picture(self.step, file)
+    def _validate(self, seconds: float = 0.0) -> None:
+        """Losses on held-out pictures, painted prompts and observers, with the averaged weights."""
+        with self.averaged.shown() as shown:
+            if shown is not None and self.log is not None:
+                self.validation = self._judge(*shown, self.log, seconds)
+        self.validation = self.group.tell(self.validation)
+
+    def _judge(
+        self, model: Model, objective: Objective, log: RunLog, seconds: float
+    ) -> dict[str, float]:
+        with self._precision():
+            found = validation_losses(objective, self.feed.validation(), self.device)
+        log.metrics(self.step, found)
+        if self.painter is not None:
+            file = self.run / "samples" / f"step-{self.step:06d}.png"
+            file.parent.mkdir(exist_ok=True)
+            self.painter(model, file)
+            log.picture(self.step, file)
+        for observer in self.observers:
+            more = dict(observer.on_validation(self._moment(log, seconds), model))
+            log.metrics(self.step, more)
+            found |= more
+        return found
+
+    def _moment(self, log: RunLog, seconds: float) -> Moment:
+        return Moment(
+            step=self.step,
+            share=self.share,
+            seconds=seconds,
+            pictures=self.config.batch_size * self.config.accumulate,
+            run=self.run,
+            recipe=self.recipe,
+            device=self.device,
+            latest=self.latest,
+            say=log.say,
+            log=lambda values: log.metrics(self.step, values),
+        )
+
+    def _say(self, text: str) -> None:
+        if self.log is not None:
+            self.log.say(text)

@@ -1,37 +1,32 @@
-"""Data-parallel training on the cores of one machine.
+"""The processes that train together, and what they say to each other.
 
-Small networks do not keep a second thread busy: two processes, each with one thread and its half of
-every batch, take about 1.5 times as many pictures a second as one process with two threads
-(docs/performance.md). The first process leads: it decides about time and interrupts, logs,
-validates and saves. The others follow it step by step.
+All run the same loop over their own rows of every batch. Numbers that change the training go
+through torch.distributed: gloo on CPUs, NCCL on GPUs. The first process leads: it logs, validates
+and paints, while the others wait for its word, which goes through the store that they met at.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
 import re
-import signal
-import sys
-import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from datetime import timedelta
-from multiprocessing.context import SpawnProcess
-from multiprocessing.synchronize import Semaphore
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from gesso.types import Batch, GessoError
+from gesso.train.watch import SILENCE, Lost, Watch
+from gesso.types import GessoError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 FEWEST = 16  # pictures of a batch below which another process does not pay
-PATIENCE = timedelta(hours=2)  # followers wait while the leader validates or saves
+POLL = 0.005  # seconds between two looks into the store
 
 
 class Group:
@@ -42,33 +37,29 @@ class Group:
         size: how many there are; 1 for an ordinary training.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(
+        self, rank: int = 0, size: int = 1, store: Store | None = None, watch: Watch | None = None
+    ) -> None:
         self.rank, self.size = rank, size
+        self._store, self._watch = store, watch
+        self._exchanges = 0
 
     @property
     def leads(self) -> bool:
         return self.rank == 0
 
-    def share(self, batch: Batch) -> Batch:
+    @property
+    def rows(self) -> slice:
         """This process's rows of a batch: every `size`-th one."""
-        if self.size == 1:
-            return batch
-        rows = slice(self.rank, None, self.size)
-        return replace(
-            batch,
-            keys=batch.keys[rows],
-            cond=batch.cond[rows],
-            latents=None if batch.latents is None else batch.latents[rows],
-            pixels=None if batch.pixels is None else batch.pixels[rows],
-        )
+        return slice(self.rank, None, self.size)
 
-    def agree(self, *values: float) -> list[float]:
-        """The leader's values, in every process."""
+    def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
+        """The leader's clock, and whether any process was told to stop; alike in every process."""
         if self.size == 1:
-            return list(values)
-        shared = torch.tensor(values, dtype=torch.float64)
-        self._together(lambda: dist.broadcast(shared, 0))
-        return shared.tolist()
+            return seconds, stop
+        shared = torch.tensor([seconds if self.leads else -1.0, float(stop)], dtype=torch.float64)
+        self._together(lambda: dist.all_reduce(shared, dist.ReduceOp.MAX))
+        return float(shared[0]), bool(shared[1])
 
     def mean_(self, tensors: list[Tensor]) -> None:
         """Replace float32 tensors by their means over the processes, bitwise alike in each."""
@@ -80,137 +71,142 @@ class Group:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def _together(self, talk: Callable[[], object]) -> None:
+    def gather(self, value: Any) -> list[Any]:
+        """The JSON values of all processes, by rank, in every process.
+
+        Nothing but a lost process ends the wait: a leader may validate for an hour.
+
+        Raises:
+            GessoError: a process is lost; says which.
+        """
+        self._exchanges += 1
+        return self.collect(f"exchange/{self._exchanges}", value)
+
+    def collect(self, key: str, value: Any) -> list[Any]:
+        """As `gather`, from any thread: `key` names the exchange and is used once."""
+        if self.size == 1:
+            return [value]
+        self._put(f"{key}/{self.rank}", value)
+        return [self._get(f"{key}/{rank}") for rank in range(self.size)]
+
+    def tell(self, value: Any) -> Any:
+        """The leader's JSON value, in every process; see `gather`."""
+        return self.gather(value)[0]
+
+    @contextmanager
+    def one_first(self) -> Iterator[None]:
+        """The leader does what is inside, and then the others: what it writes is there for them."""
+        if not self.leads:
+            self.tell(None)
+        yield
+        if self.leads:
+            self.tell(None)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """An exchange through torch.distributed that fails is one sentence.
+
+        Raises:
+            GessoError: a process is lost (says which), or did not come within `train.timeout`.
+        """
         try:
-            talk()
+            yield
         except RuntimeError as e:
-            why = re.sub(r"^\[[^]]*\] *", "", str(e).splitlines()[0])  # without the C++ source line
-            raise GessoError(
-                "Another process of this training has ended (out of memory, perhaps): continue "
-                f"with --resume, or with train.processes=1 ({why[:120]})."
+            if self._watch is None:
+                raise
+            gone = self._watch.lost(patience=2 * SILENCE)
+            why = re.sub(r"^\[[^]]*\] *", "", str(e).splitlines()[0])[:120]  # without C++'s line
+            raise gone or Lost(
+                f"An exchange between the {self.size} processes failed ({why}), though all of them "
+                "live: continue with --resume, and raise train.timeout if a step takes so long."
             ) from None
+
+    def fault(self, error: BaseException) -> None:
+        """Tell the others why this process stops."""
+        if self._watch is not None and not isinstance(error, Lost):
+            known = isinstance(error, GessoError)
+            self._watch.fault(str(error) if known else f"{type(error).__name__}: {error}")
+
+    def end(self) -> None:
+        """Leave the others."""
+        if self._watch is not None:
+            self._watch.stop()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _put(self, key: str, value: Any) -> None:
+        assert self._store is not None
+        try:
+            self._store.set(key, json.dumps(value))
+        except RuntimeError:
+            self._raise_lost()
+            raise
+
+    def _get(self, key: str) -> Any:
+        assert self._store is not None
+        assert self._watch is not None
+        try:
+            while not self._store.check([key]):
+                time.sleep(POLL)
+                if (gone := self._watch.lost()) is not None:
+                    raise gone
+            return json.loads(self._store.get(key))
+        except RuntimeError:
+            self._raise_lost()
+            raise
+
+    def _raise_lost(self) -> None:
+        assert self._watch is not None
+        if (gone := self._watch.lost(patience=2 * SILENCE)) is not None:
+            raise gone from None
+
+    def _together(self, talk: Callable[[], object]) -> None:
+        with self.together():
+            talk()
+
+
+def launched() -> int:
+    """How many processes a launcher such as torchrun has started for this training; 0: none did."""
+    return int(os.environ.get("WORLD_SIZE", "0")) if "RANK" in os.environ else 0
+
+
+def leads() -> bool:
+    """Whether this process leads, or is the only one, before a group is there."""
+    return not launched() or os.environ["RANK"] == "0"
 
 
 def count(processes: int, batch_size: int, device: torch.device) -> int:
     """How many processes a recipe means.
 
     Args:
-        processes: `train.processes`; 0 is one a core, with at least 16 pictures each.
+        processes: `train.processes`; 0 is one a core, with at least 16 pictures each. What a
+            launcher has started counts instead.
         batch_size: which the processes share.
-        device: one process trains on CUDA.
+        device: gesso itself starts one process on CUDA.
 
     Raises:
-        GessoError: several processes on CUDA, or a batch that they cannot share evenly.
+        GessoError: several processes on CUDA without a launcher, or a batch that they cannot share
+            evenly.
     """
-    if device.type != "cpu":
+    if not launched() and device.type != "cpu":
         if processes > 1:
             raise GessoError(
-                f"train.processes is {processes}, but only CPU trainings have several: leave it "
-                "out, or set train.device=cpu."
+                f"train.processes is {processes}, but on GPUs a launcher starts them: run "
+                f"torchrun --nproc-per-node {processes} -m gesso train ..."
             )
         return 1
-    if processes == 0:
-        n = max(1, min(_cores(), batch_size // FEWEST))
+    if not launched() and processes == 0:
+        n = max(1, min(cores(), batch_size // FEWEST))
         return max(k for k in range(1, n + 1) if batch_size % k == 0)
+    processes = launched() or processes
     if batch_size % processes:
         raise GessoError(
             f"train.batch_size {batch_size} does not divide among {processes} processes: make it a "
-            "multiple of train.processes."
+            "multiple of their number."
         )
     return processes
 
 
-@contextmanager
-def start(size: int, follow: Callable[..., None], args: tuple[Any, ...]) -> Iterator[Group]:
-    """A group whose leader is this process; the others run `follow(group, *args)`.
-
-    Args:
-        size: processes in all; 1 starts none.
-        follow: a function of a module, for it is named to the new processes.
-        args: what can be pickled between processes.
-
-    Raises:
-        GessoError: one of them ended while it started.
-    """
-    if size == 1:
-        yield Group()
-        return
-    threads = torch.get_num_threads()
-    each = max(1, _cores() // size)
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = f"file://{Path(folder) / 'meeting'}"
-        ready = context.Semaphore(0)
-        followers = [
-            context.Process(target=_follow, args=(rank, size, meeting, each, ready, follow, args))
-            for rank in range(1, size)
-        ]
-        try:
-            for follower in followers:
-                follower.start()
-            _await(followers, ready)
-            _join(0, size, meeting, each)
-            yield Group(0, size)
-            for follower in followers:
-                follower.join()
-        finally:
-            for follower in followers:
-                if follower.is_alive():
-                    follower.kill()
-            if dist.is_initialized():
-                dist.destroy_process_group()
-            torch.set_num_threads(threads)
-
-
-def _await(followers: list[SpawnProcess], ready: Semaphore) -> None:
-    """Wait until all followers run: a meeting with a dead one would last as long as `PATIENCE`."""
-    for _ in followers:
-        while not ready.acquire(timeout=0.2):
-            if not all(follower.is_alive() for follower in followers):
-                raise GessoError(
-                    "Another process of this training ended while it started (out of memory, "
-                    "perhaps): try again, or with train.processes=1."
-                )
-
-
-def _follow(
-    rank: int,
-    size: int,
-    meeting: str,
-    threads: int,
-    ready: Semaphore,
-    follow: Callable[..., None],
-    args: Any,
-) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # the leader hears them and tells
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_leader, daemon=True).start()
-    ready.release()
-    _join(rank, size, meeting, threads)
-    try:
-        follow(Group(rank, size), *args)
-    except GessoError:  # the leader meets the same, and says so
-        sys.exit(1)
-    finally:
-        dist.destroy_process_group()
-
-
-def _end_with_the_leader() -> None:
-    """A killed leader cannot end its followers, and they may not be talking to it just then."""
-    leader = multiprocessing.parent_process()
-    if leader is not None:
-        leader.join()
-        os._exit(1)
-
-
-def _join(rank: int, size: int, meeting: str, threads: int) -> None:
-    torch.set_num_threads(threads)
-    if sys.platform == "linux":  # a machine's name need not resolve to anything
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=size, timeout=PATIENCE
-    )
-
-
-def _cores() -> int:
+def cores() -> int:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

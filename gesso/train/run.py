@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,23 @@ from gesso.encoders.text.learned import split_words
 from gesso.model import Model
 from gesso.pipeline import Pipeline
 from gesso.progress import steps_bar
-from gesso.train import parallel
+from gesso.train import launch, parallel
+from gesso.train.feed import Dataset
 from gesso.train.folder import refuse_existing
-from gesso.train.loop import Dataset, Painter, follow, train
+from gesso.train.loop import Painter, train
+from gesso.train.observe import Observer
+from gesso.train.parallel import Group
 from gesso.train.start import make_model, text_encoder_of
 from gesso.types import GessoError
 
 
 def train_recipe(
-    recipe: Recipe, run: Path, *, resume: bool = False, quiet: bool = False
+    recipe: Recipe,
+    run: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    observers: Sequence[Observer] = (),
 ) -> dict[str, Any]:
     """Build what a recipe names and train it.
 
@@ -36,6 +45,7 @@ def train_recipe(
         run: the run's folder.
         resume: continue the run.
         quiet: show no progress.
+        observers: see `gesso.train.observe`.
 
     Returns:
         See `gesso.train.loop.train`; and `paints`: whether the result is a text-to-image model.
@@ -43,33 +53,42 @@ def train_recipe(
     Raises:
         GessoError: bad input anywhere on the way.
     """
-    if not resume:
-        refuse_existing(run)
     recipe = with_processes(with_vocabulary(recipe))
+    size, args = recipe.train.processes, (recipe, run, resume, True)
+    with launch.start(size, train_together, args, recipe.train.timeout) as group:
+        return train_together(group, recipe, run, resume, quiet, observers)
+
+
+def train_together(
+    group: Group,
+    recipe: Recipe,
+    run: Path,
+    resume: bool,
+    quiet: bool,
+    observers: Sequence[Observer] = (),
+) -> dict[str, Any]:
+    """What every process of `train_recipe` does. The leader encodes the pictures for all."""
+    quiet = quiet or not group.leads
+    if group.leads and not resume:
+        refuse_existing(run)
     model = make_model(recipe)
-    dataset = make_dataset(recipe, model, run / "cache", quiet=quiet)
+    with group.one_first():
+        dataset = make_dataset(recipe, model, run / "cache", quiet=quiet)
     painter = None
     if model.backbone is not None and recipe.validation.prompts:
         painter = make_painter(recipe.validation)
-    with parallel.start(recipe.train.processes, follow_recipe, (recipe, run, resume)) as group:
-        result = train(
-            recipe,
-            run,
-            model=model,
-            dataset=dataset,
-            painter=painter,
-            group=group,
-            resume=resume,
-            quiet=quiet,
-        )
+    result = train(
+        recipe,
+        run,
+        model=model,
+        dataset=dataset,
+        painter=painter,
+        observers=observers,
+        group=group,
+        resume=resume,
+        quiet=quiet,
+    )
     return {**result, "paints": model.backbone is not None}
-
-
-def follow_recipe(group: parallel.Group, recipe: Recipe, run: Path, resume: bool) -> None:
-    """What each further process of `train_recipe` does; the pictures are encoded already."""
-    model = make_model(recipe)
-    dataset = make_dataset(recipe, model, run / "cache", quiet=True)
-    follow(group, recipe, run, model=model, dataset=dataset, resume=resume)
 
 
 def with_processes(recipe: Recipe) -> Recipe:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 from gesso.types import GessoError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+    from gesso.draws import Draws
 
 
 class ImageEncoder(Protocol):
@@ -34,7 +35,7 @@ class ImageEncoder(Protocol):
         """[B, 3, H, W] in [-1, 1] -> raw latents [B, R, h, w] float32: what is cached."""
         ...
 
-    def sample(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, raw: Tensor, generator: Draws | None = None) -> Tensor:
         """Raw -> normalised latents [B, C, h, w]; without a generator the posterior's mean."""
         ...
 
@@ -44,6 +45,24 @@ class ImageEncoder(Protocol):
 
     def fingerprint(self) -> str:
         """16 hex digits over what decides the latents; equal in every process."""
+        ...
+
+
+class Tokenizer(ImageEncoder, Protocol):
+    """An image encoder whose latents are entries of a codebook.
+
+    Attributes:
+        vocabulary: K, codes that there are.
+    """
+
+    vocabulary: int
+
+    def codes(self, raw: Tensor) -> Tensor:
+        """Raw latents [B, R, h, w] -> codes [B, T] int64 in the order in which they are learnt."""
+        ...
+
+    def from_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Codes [B, T] of latents of size (h, w) -> normalised latents [B, C, h, w]."""
         ...
 
 
@@ -65,7 +84,7 @@ def check_sides(pixels: Tensor, factor: int) -> None:
         )
 
 
-def draw(raw: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw(raw: Tensor, generator: Draws | None) -> Tensor:
     """A sample of a posterior given as mean and standard deviation; its mean without a generator.
 
     Args:
@@ -75,10 +94,7 @@ def draw(raw: Tensor, generator: torch.Generator | None) -> Tensor:
     Returns:
         [B, C, h, w].
     """
-    import torch
-
     mean, std = raw.chunk(2, dim=1)
     if generator is None:
         return mean
-    noise = torch.randn(mean.shape, generator=generator, device=raw.device, dtype=raw.dtype)
-    return mean + std * noise
+    return mean + std * generator.randn(*mean.shape).to(raw.dtype)

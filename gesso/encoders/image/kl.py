@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gesso import config
+from gesso.draws import Draws
 from gesso.encoders._weights import check_complete, fingerprint, loading, locate
 from gesso.encoders.image import check_sides, draw
 
@@ -68,7 +69,7 @@ class KLAutoencoder(nn.Module):
         posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
         return torch.cat([posterior.mean, posterior.std], dim=1).float()
 
-    def sample(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, raw: Tensor, generator: Draws | None = None) -> Tensor:
         """[B, 2C, h, w] -> normalised latents [B, C, h, w]; the mean without a generator."""
         return (draw(raw, generator) - self.shift) / self.scale
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from gesso import config
+from gesso.draws import Draws
 from gesso.encoders._weights import check_complete, fingerprint, loading, locate, read_safetensors
 from gesso.encoders.image import check_sides
 from gesso.types import GessoError
@@ -68,7 +68,7 @@ class TAESD(nn.Module):
         check_sides(pixels, self.factor)
         return self.vae.encode(pixels).latents
 
-    def sample(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, raw: Tensor, generator: Draws | None = None) -> Tensor:
         """The raw latents themselves: there is no posterior to draw from."""
         return raw
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gesso import config
-from gesso.encoders._weights import fingerprint, read_safetensors
+from gesso.draws import Draws
+from gesso.encoders._weights import fingerprint, load_weights
 from gesso.encoders.image import check_sides, draw
-from gesso.types import GessoError
 
 FACTOR = 4
 CHANNELS = 4
@@ -125,7 +125,7 @@ class TinyAutoencoder(nn.Module):
         mean, log_std = raw.chunk(2, dim=1)  # each [B, C, h, w]
         return torch.cat([mean, log_std.clamp(-10, 3).exp()], dim=1)
 
-    def sample(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, raw: Tensor, generator: Draws | None = None) -> Tensor:
         """Draw normalised latents from the posterior; its mean without a generator.
 
         Args:
@@ -171,15 +171,7 @@ def build(options: Config) -> TinyAutoencoder:
     if options.weights is None:
         return model
     file = SHIPPED.get(options.weights, Path(options.weights))
-    if file.is_dir():
-        file = file / "model.safetensors"
-    prefix = "image_encoder."  # in the checkpoint of a training
-    state = {k.removeprefix(prefix): v.float() for k, v in read_safetensors(file).items()}
-    own = {k: v.shape for k, v in model.state_dict().items()}
-    if {k: v.shape for k, v in state.items()} != own:
-        raise GessoError(
-            f"{str(file)!r} does not hold a tiny autoencoder of width {options.width} and depth "
-            f"{options.depth}: give the width and depth that it was trained with."
-        )
-    model.load_state_dict(state)
+    load_weights(
+        model, file, f"a tiny autoencoder of width {options.width} and depth {options.depth}"
+    )
     return model.requires_grad_(False).eval()
