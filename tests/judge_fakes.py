@@ -16,7 +16,7 @@ def save(folder, model, *processors, scale=3.0, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(torch.randn(p.shape, generator=generator) * scale * 0.1)
+            p.copy_((p == 1) + torch.randn(p.shape, generator=generator) * scale * 0.1)
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
         model.eval().save_pretrained(folder)

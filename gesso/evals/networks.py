@@ -95,7 +95,7 @@ class Network:
         self._model = model.requires_grad_(False).eval()
         self.versions = versions("torch", "transformers")
         described = weights_fingerprint(
-            f"{model.config.to_json_string()} {self.processor!r}", model.state_dict()
+            f"{model.config.to_json_string()} {_told(self.processor)}", model.state_dict()
         )
         told = options.model_dump(exclude={"path", "batch_size"})
         self.fingerprint = fingerprint(described, told, source_digest(judge, __name__))
@@ -113,6 +113,15 @@ class Network:
             for name, value in batch.items()
             if isinstance(value, torch.Tensor)
         }
+
+
+def _told(processor: Any) -> tuple[Any, ...]:
+    """What a processor does: its picture options and its vocabulary."""
+    images = getattr(processor, "image_processor", None)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    options = sorted(images.to_dict().items()) if images is not None else []
+    words = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    return fingerprint(options), fingerprint(sorted(words.items()))
 
 
 @contextlib.contextmanager

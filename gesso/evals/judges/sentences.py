@@ -1,7 +1,7 @@
 """Sentence embeddings (Reimers & Gurevych, arXiv 1908.10084): which of some texts is nearest.
 
-Any BERT-like encoder of transformers; tokens are averaged under the mask, as in the MiniLM and mpnet
-families of sentence-transformers.
+Any BERT-like encoder of transformers; tokens are averaged under the mask, as in the MiniLM and
+mpnet families of sentence-transformers.
 """
 
 from __future__ import annotations
