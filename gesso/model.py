@@ -127,15 +127,7 @@ class Model:
             d.text_encoder = _complete("encoders.text", d.text_encoder)
             text_encoder = build("encoders.text", d.text_encoder)
         if d.backbone is not None and "backbone" in parts:
-            # Widths that follow from the encoders need not be written in a recipe.
-            sizes = {
-                "in_channels": getattr(image_encoder, "channels", None),
-                "text_dim": getattr(text_encoder, "dim", None),
-                "num_classes": getattr(text_encoder, "num_classes", None),
-            }
-            options = module("backbones", d.backbone["name"]).Config.model_fields
-            implied = {k: v for k, v in sizes.items() if v is not None and k in options}
-            d.backbone = _complete("backbones", implied | d.backbone)
+            d.backbone = complete_backbone(d.backbone, image_encoder, text_encoder)
             backbone = backbone or build("backbones", d.backbone)
         model = cls(d, image_encoder, text_encoder, backbone)
         model.description.encoder_fingerprints = {
@@ -414,6 +406,18 @@ def _cast(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     if not value.is_floating_point():
         return value
     return value.to(dtype if key.startswith("backbone.") else torch.float32)
+
+
+def complete_backbone(backbone: Spec, image_encoder: Any, text_encoder: Any) -> Spec:
+    """A backbone's options in full; widths that follow from the encoders need not be written."""
+    sizes = {
+        "in_channels": getattr(image_encoder, "channels", None),
+        "text_dim": getattr(text_encoder, "dim", None),
+        "num_classes": getattr(text_encoder, "num_classes", None),
+    }
+    options = module("backbones", backbone["name"]).Config.model_fields
+    implied = {k: v for k, v in sizes.items() if v is not None and k in options}
+    return _complete("backbones", implied | backbone)
 
 
 def _complete(kind: str, spec: Spec) -> Spec:
