@@ -52,7 +52,9 @@ class ExpertChoice(nn.Module):
         b, n, d = x.shape
         experts = len(self.w1)
         k = max(1, int(self.capacity * n / experts))
-        scores = self.gate(x).float().softmax(dim=-1)  # [B, N, E]; bfloat16 would tie many
+        logits = self.gate(x)
+        precise = torch.promote_types(logits.dtype, torch.float32)  # bfloat16 would tie many
+        scores = logits.softmax(dim=-1, dtype=precise)  # [B, N, E]
         p, taken = scores.transpose(1, 2).topk(k, dim=-1)  # 2 of [B, E, k]
         picture = torch.arange(b, device=x.device)[:, None, None]
         rows = (picture * n + taken).transpose(0, 1).reshape(experts, b * k)  # [E, B k]
