@@ -7,7 +7,7 @@ arXiv 2403.05135) are this with other questions and rules.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gesso.evals.prompt_files import read_csv
@@ -153,23 +153,31 @@ def read_graphs(file: Any) -> dict[str, tuple[str, list[Node]]]:
         its tuple: "attribute - color".
 
     Raises:
-        GessoError: a column is missing, or a number is none.
+        GessoError: a column is missing, or holds something else.
     """
     graphs: dict[str, tuple[str, list[Node]]] = {}
-    for number, row in enumerate(read_csv(file, COLUMNS), 2):
-        try:
-            key = str(int(float(row["proposition_id"])))
-            parents = [int(float(p)) for p in row["dependency"].split(",") if p.strip()]
-        except ValueError:
-            raise GessoError(
-                f"{file} line {number} has another layout than expected: proposition "
-                f"{row['proposition_id']!r} depends on {row['dependency']!r}, which are no numbers."
-            ) from None
+    broken: set[str] = set()
+    rows = read_csv(file, COLUMNS)
+    for row in rows:
+        key, item = row["proposition_id"].strip(), row["item_id"]
+        parents = [p.strip() for p in row["dependency"].split(",") if p.strip()]
+        if not all(p.isdigit() for p in parents):
+            broken.add(item)
         node = Node(
             key,
             row["question_natural_language"].strip(),
-            tuple(str(p) for p in parents if p != 0),
+            tuple(p for p in parents if p != "0"),
             row["tuple"].split("(")[0].strip(),
         )
-        graphs.setdefault(row["item_id"], (row["text"], []))[1].append(node)
+        graphs.setdefault(item, (row["text"], []))[1].append(node)
+    if 2 * len(broken) > len(graphs):
+        raise GessoError(
+            f"{file} has another layout than expected: its column dependency holds no numbers, as "
+            f"in {rows[0]['dependency']!r}."
+        )
+    # A prompt with a malformed dependency has none: DSG's own code drops them, and its published
+    # figures rest on that.
+    for item in broken:
+        text, nodes = graphs[item]
+        graphs[item] = text, [replace(node, parents=()) for node in nodes]
     return graphs
