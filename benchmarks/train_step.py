@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gesso.backbones.pixart import Config, PixArt
 from gesso.nn.compile import compile_blocks
-from gesso.train import parallel
+from gesso.train import launch, parallel
 from gesso.types import Cond
 
 LAYERS, WIDTH, HEADS, SIDE, TEXT, TEXT_WIDTH = 6, 256, 4, 16, 20, 256
@@ -76,7 +76,7 @@ def follow(group: parallel.Group, batch: int) -> None:
     model = gesso_model()
     compile_blocks([model])
     step = gesso_step(model, batch, group)
-    while group.agree(0)[0]:
+    while not group.agree(0.0, False)[1]:
         step()
 
 
@@ -88,7 +88,7 @@ def leading_step(group: parallel.Group, batch: int, threads: int) -> Step:
 
     def together() -> None:
         torch.set_num_threads(max(1, threads // group.size))
-        group.agree(1)
+        group.agree(0.0, False)
         step()
         torch.set_num_threads(threads)
 
@@ -176,9 +176,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one machine-readable line")
     args = parser.parse_args()
     processes = parallel.count(0, args.batch, torch.device("cpu")) if args.threads > 1 else 1
-    with parallel.start(processes, follow, (args.batch,)) as group:
+    with launch.start(processes, follow, (args.batch,), 600.0) as group:
         run(args, group)
-        group.agree(0)
+        group.agree(0.0, True)
 
 
 def run(args: argparse.Namespace, group: parallel.Group) -> None:

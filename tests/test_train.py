@@ -19,7 +19,6 @@ from train_fakes import Random, every_tensor, tiny_model, tiny_recipe
 from gesso.config import Recipe
 from gesso.draws import EVERY, Draws
 from gesso.train import loop, setup
-from gesso.train.log import RunLog
 from gesso.train.loop import train
 from gesso.types import Batch, GessoError, LossOut, Phase
 
@@ -248,7 +247,7 @@ def test_gradients_that_are_not_finite_stop(
 
 def test_accumulated_gradients_are_the_mean_over_micro_batches(tmp_path: Path) -> None:
     recipe = tiny_recipe({"accumulate": 3, "clip": 0})
-    trainer = loop.Trainer(recipe, tmp_path, tiny_model(recipe), Random(), None)
+    trainer = loop.Trainer(recipe, tmp_path, tiny_model(recipe), Random())
     batches = [Random().batch(i, 4, 0) for i in range(3)]
     loss, norm = trainer._gradients(0, batches)
     together = {k: p.grad.clone() for k, p in trainer.params.items() if p.grad is not None}
@@ -343,14 +342,12 @@ def test_each_phase_updates_its_roles_alone(
         "student",
     ]  # and two held-out batches
     objective.calls.clear()
-    trainer = loop.Trainer(tiny_recipe(), tmp_path, tiny_model(recipe), Random(), None)
-    trainer.log = RunLog(tmp_path, quiet=True)
+    trainer = loop.Trainer(tiny_recipe(), tmp_path, tiny_model(recipe), Random())
     trainer.step = 1  # the critic rests
     critic = objective.roles["critic"].weight.detach().clone()
     student = objective.roles["student"].weight.detach().clone()
     trainer._train_step()
     trainer.feed.close()
-    trainer.log.close()
     assert objective.calls == ["student"]
     assert torch.equal(objective.roles["critic"].weight, critic)
     assert not torch.equal(objective.roles["student"].weight, student)

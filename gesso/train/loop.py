@@ -12,7 +12,7 @@ run is the run that never stopped, and processes that share a batch are one that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,14 @@ from gesso.train.ema import EMA
 from gesso.train.feed import Dataset, Feed
 from gesso.train.folder import open_run
 from gesso.train.guard import Guard
-from gesso.train.heldout import validation_losses
 from gesso.train.interrupt import Interrupt
 from gesso.train.log import Meter, RunLog
-from gesso.train.observe import Moment, Observer
+from gesso.train.observe import Observer
 from gesso.train.optim import Optimizer, learning_rate, named_parameters
 from gesso.train.parallel import Group
+from gesso.train.report import Painter, Reporter
 from gesso.train.watch import Lost
 from gesso.types import Batch, GessoError
-
-Painter = Callable[[Model, Path], None]
-"""Paints the validation prompts with the model as it is and writes them to a PNG file."""
 
 
 def train(
@@ -83,13 +80,14 @@ def train(
     """
     group = group or Group()
     newest = group.tell(str(open_run(run, recipe, resume) or "") if group.leads else None)
-    trainer = Trainer(recipe, run, model, dataset, painter, group, observers)
+    trainer = Trainer(recipe, run, model, dataset, group)
     if newest:
         saving.restore(trainer, Path(newest))
     log = RunLog(run, trainer.step, quiet) if group.leads else None
+    trainer.reporter = Reporter(log, painter, observers)
     try:
         with Interrupt(says=group.leads) as interrupt:
-            return trainer.fit(log, interrupt)
+            return trainer.fit(interrupt)
     finally:
         trainer.feed.close()
         if log is not None:
@@ -105,14 +103,12 @@ class Trainer:
         run: Path,
         model: Model,
         dataset: Dataset,
-        painter: Painter | None = None,
         group: Group | None = None,
-        observers: Sequence[Observer] = (),
     ) -> None:
-        self.group = group or Group()
+        self.group, self.reporter = group or Group(), Reporter()
         self.recipe, self.config, self.run = recipe, recipe.train, run
         self.device = pick_device(self.config.device, "train.device")
-        self.model, self.painter, self.observers = model.to(self.device), painter, observers
+        self.model = model.to(self.device)
         rows, workers = self.group.rows, self.config.workers
         self.feed = Feed(dataset, self.config.batch_size, recipe.seed, self.device, rows, workers)
         module, options = resolve("objectives", recipe.objective)
@@ -133,17 +129,17 @@ class Trainer:
         self.guard = Guard(run, self.config.max_skipped, records=self.group.leads)
         self.meter, self.saver = Meter(), saving.Saver(self)
         self.step = 0
-        self.log: RunLog | None = None
         self.latest: dict[str, float] = {}  # the metrics that were logged last
         self.validation: dict[str, float] = {}
-        self.seconds_before = self._share_before = 0.0  # of the sessions before
-        self._start = time.perf_counter()
+        self.seconds_before = self.share_before = 0.0  # of the sessions before
+        self.step_seconds = 0.0  # of the last step
+        self.start = time.perf_counter()  # of this session
         self.now = 0.0  # `seconds` of the leader before this step: what every process goes by
 
     @property
     def seconds(self) -> float:
         """Time used, over all sessions of the run."""
-        return self.seconds_before + time.perf_counter() - self._start
+        return self.seconds_before + time.perf_counter() - self.start
 
     @property
     def share(self) -> float:
@@ -152,23 +148,18 @@ class Trainer:
             return min(1.0, self.now / (60 * self.config.minutes))
         return min(1.0, self.step / self.config.steps)
 
-    def fit(self, log: RunLog | None, interrupt: Interrupt) -> dict[str, Any]:
-        """Run until the end or an interrupt; returns what `train` returns.
-
-        Args:
-            log: None in all but the leader.
-            interrupt: a signal to any process stops all.
-        """
-        self.log = log
+    def fit(self, interrupt: Interrupt) -> dict[str, Any]:
+        """Run until the end, or a signal to any process; returns what `train` returns."""
         setup.speed_up(self.learners.values(), self.config)
-        self._start = time.perf_counter()  # the budget pays for training, not for its set-up
+        self.start = time.perf_counter()  # the budget pays for training, not for its set-up
         stop = self._agree(interrupt)
-        self._share_before = self.share
+        self.share_before = self.share
         while self.share < 1 and not stop:
             start = time.perf_counter()
             self._train_step()
             stop = self._agree(interrupt)
-            self._report(time.perf_counter() - start)
+            self.step_seconds = time.perf_counter() - start
+            self._report()
         return self._finish(interrupt)
 
     def _agree(self, interrupt: Interrupt) -> bool:
@@ -176,20 +167,15 @@ class Trainer:
         self.now, stop = self.group.agree(self.seconds, interrupt.received is not None)
         return stop
 
-    def _report(self, seconds: float) -> None:
+    def _report(self) -> None:
         """After a step: metrics, progress, and in their turn validation and checkpoints."""
         config, more = self.config, self.share < 1
         logs = self.step % config.log_every == 0
         if logs:
             self._log_metrics()
-        if self.log is not None:
-            share = self.share - self._share_before
-            left = (1 - self.share) / max(share, 1e-9) * (time.perf_counter() - self._start)
-            self.log.progress(self.share, self.step, self.latest, left, line=logs)
-            for observer in self.observers:
-                observer.on_step(self._moment(self.log, seconds))
+        self.reporter.stepped(self, line=logs)
         if more and config.validate_every and self.step % config.validate_every == 0:
-            self._validate(seconds)
+            self._validate()
         keeps = config.keep_every and self.step % config.keep_every == 0
         if more and (keeps or self.step % config.save_every == 0):
             try:
@@ -197,7 +183,7 @@ class Trainer:
             except Lost:
                 raise
             except GessoError as e:  # the next one may succeed, and the last one must
-                self._say(f"{e} The training goes on.")
+                self.reporter.say(f"{e} The training goes on.")
 
     def _finish(self, interrupt: Interrupt) -> dict[str, Any]:
         over = self.share >= 1
@@ -206,30 +192,19 @@ class Trainer:
         except Lost:
             raise
         except GessoError as e:  # what it lacks is written below
-            self._say(str(e))
+            self.reporter.say(str(e))
         if self.step > self.saver.step:
             self._log_metrics()
             if over:
                 self._validate()
             self.saver.save()
         if not over:
-            self._say(f"Stopped at step {self.step}; the same command with --resume continues.")
+            self.reporter.say(
+                f"Stopped at step {self.step}; the same command with --resume continues."
+            )
         if not self.sharded:
             self.ema.swap()  # the caller gets the model that was saved
-        result = {
-            "run": str(self.run),
-            "checkpoint": str(self.saver.saved) if self.saver.saved else None,
-            "steps": self.step,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": self.latest.get("images_per_second", 0.0),
-            "loss": self.latest.get("loss", float("nan")),
-            "validation": self.validation,
-            "skipped": self.guard.skipped,
-            "parameters": sum(p.numel() for p in self.params.values()),
-            "interrupted": not over,
-            "signal": interrupt.received,
-        }
-        told: dict[str, Any] = self.group.tell(result)
+        told: dict[str, Any] = self.group.tell(self.reporter.result(self, interrupt.received))
         return told
 
     def _train_step(self) -> None:
@@ -248,7 +223,7 @@ class Trainer:
             if problem is not None:
                 own = [key for batch in batches for key in batch.keys]
                 keys = [key for keys in self.group.gather(own) for key in keys]
-                self._say(self.guard.skip(self.step, problem, keys, self.saver.saved))
+                self.reporter.say(self.guard.skip(self.step, problem, keys, self.saver.saved))
                 break
             self.optimizers[phase.name].step(lr)
             if isinstance(self.objective, Follows):
@@ -272,7 +247,7 @@ class Trainer:
         for m, batch in enumerate(batches):
             numbers = self.recipe.seed, self.step, index, m
             generator = Draws(self.device, *numbers, rows=rows, total=total)
-            with self._precision(), self.group.together():
+            with self.precision(), self.group.together():
                 out = self.objective.loss(phase.name, batch, generator)
                 (out.loss / len(batches)).backward()
             for name, value in {**out.metrics, "loss": out.loss}.items():
@@ -288,7 +263,7 @@ class Trainer:
         self.meter.record({f"{prefix}loss": loss, f"{prefix}grad_norm": grad_norm})
         return loss, grad_norm
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
         enabled = self.config.dtype == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
@@ -296,47 +271,10 @@ class Trainer:
         """Write the means since the last call."""
         if means := self.meter.read():
             self.latest = {**means, "seconds": self.seconds}
-            if self.log is not None:
-                self.log.metrics(self.step, self.latest)
+            self.reporter.metrics(self.step, self.latest)
 
-    def _validate(self, seconds: float = 0.0) -> None:
-        """Losses on held-out pictures, painted prompts and observers, with the averaged weights."""
+    def _validate(self) -> None:
+        """Judge the averaged weights; every process learns what the leader finds."""
         with self.averaged.shown() as shown:
-            if shown is not None and self.log is not None:
-                self.validation = self._judge(*shown, self.log, seconds)
-        self.validation = self.group.tell(self.validation)
-
-    def _judge(
-        self, model: Model, objective: Objective, log: RunLog, seconds: float
-    ) -> dict[str, float]:
-        with self._precision():
-            found = validation_losses(objective, self.feed.validation(), self.device)
-        log.metrics(self.step, found)
-        if self.painter is not None:
-            file = self.run / "samples" / f"step-{self.step:06d}.png"
-            file.parent.mkdir(exist_ok=True)
-            self.painter(model, file)
-            log.picture(self.step, file)
-        for observer in self.observers:
-            more = dict(observer.on_validation(self._moment(log, seconds), model))
-            log.metrics(self.step, more)
-            found |= more
-        return found
-
-    def _moment(self, log: RunLog, seconds: float) -> Moment:
-        return Moment(
-            step=self.step,
-            share=self.share,
-            seconds=seconds,
-            pictures=self.config.batch_size * self.config.accumulate,
-            run=self.run,
-            recipe=self.recipe,
-            device=self.device,
-            latest=self.latest,
-            say=log.say,
-            log=lambda values: log.metrics(self.step, values),
-        )
-
-    def _say(self, text: str) -> None:
-        if self.log is not None:
-            self.log.say(text)
+            found = self.reporter.judge(self, shown)
+        self.validation = self.group.tell(found)

@@ -11,8 +11,8 @@ from gesso.config import Recipe, ValidationConfig
 from gesso.data.dataset import CachedDataset, PixelDataset
 from gesso.data.encode import EncodeReport, encode
 from gesso.data.open import open_data, words_of
-from gesso.data.shards import Cache, open_cache
-from gesso.data.source import Source, open_source
+from gesso.data.shards import open_cache
+from gesso.data.source import open_source
 from gesso.device import pick_device
 from gesso.encoders.text.learned import split_words
 from gesso.model import Model
@@ -21,11 +21,12 @@ from gesso.progress import steps_bar
 from gesso.train import launch, parallel
 from gesso.train.feed import Dataset
 from gesso.train.folder import refuse_existing
-from gesso.train.loop import Painter, train
+from gesso.train.labels import class_names, refuse_labels
+from gesso.train.loop import train
 from gesso.train.observe import Observer
 from gesso.train.parallel import Group
+from gesso.train.report import Painter
 from gesso.train.start import make_model, text_encoder_of
-from gesso.types import GessoError
 
 
 def train_recipe(
@@ -134,22 +135,6 @@ def with_vocabulary(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"text_encoder": {**spec, key: found}})
 
 
-def class_names(source: Source) -> list[str]:
-    """The classes of a source, by number.
-
-    Raises:
-        GessoError: it has none.
-    """
-    found: list[str] = getattr(source, "class_names", list)()
-    if not found:
-        raise GessoError(
-            "The text encoder `classes` needs the names of the classes, and this source gives "
-            "none: set data.source.classes to true where it has that option, or "
-            "text_encoder.classes to a list."
-        )
-    return found
-
-
 def make_dataset(recipe: Recipe, model: Model, cache: Path, *, quiet: bool = False) -> Dataset:
     """The batches that a recipe's objective learns from.
 
@@ -174,33 +159,13 @@ def make_dataset(recipe: Recipe, model: Model, cache: Path, *, quiet: bool = Fal
         source_fingerprint=source.fingerprint(),
         limit=data.limit,
     )
-    refuse_labels(opened, model)
+    refuse_labels(opened, model, recipe.objective)
     return CachedDataset(
         opened,
         image_encoder=model.image_encoder,
         caption_weights=data.caption_weights,
         holdout=recipe.validation.holdout,
     )
-
-
-def refuse_labels(cache: Cache, model: Model) -> None:
-    """Raise a GessoError if a backbone reads class labels and a picture's is missing or too large.
-
-    Where the text encoder is `classes`, it gives the labels and has refused unknown ones.
-    """
-    known = getattr(model.backbone, "num_classes", None)
-    if known is None or getattr(model.text_encoder, "gives_labels", False):
-        return
-    for shard in (shard for shards in cache.groups.values() for shard in shards):
-        wrong = ((shard.labels < 0) | (shard.labels >= known)).nonzero()
-        if len(wrong):
-            row = int(wrong[0])
-            label = int(shard.labels[row])
-            what = "has no class label" if label < 0 else f"has the class label {label}"
-            raise GessoError(
-                f"The picture {shard.keys[row]} {what}, and the backbone has {known} classes, 0 to "
-                f"{known - 1}: correct the labels or set backbone.num_classes."
-            )
 
 
 def make_painter(validation: ValidationConfig) -> Painter:

@@ -6,6 +6,7 @@ r c to (r + 1) c of D, with c = ceil(D / n). Its gradient, moments and average a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -34,6 +35,8 @@ def shard(roles: Iterable[nn.Module], size: int, device: torch.device, bfloat16:
         register_fsdp_forward_method,
     )
 
+    # Objectives change no prediction in place, which is what the warning is about.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(device.type, (size,))
     mixed = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bfloat16 else None,
