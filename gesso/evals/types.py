@@ -266,6 +266,14 @@ class Judge:
         """[B, D] float32 features of length one."""
         raise NotImplementedError
 
+    def features(self, images: Sequence[Image]) -> np.ndarray:
+        """[B, D] float32 features as the network gives them: for metrics, never asked."""
+        raise NotImplementedError
+
+    def score(self, images: Sequence[Image], texts: Sequence[str]) -> list[float]:
+        """A learned score of each picture and its prompt: for metrics, never asked."""
+        raise NotImplementedError
+
     def text_similarity(
         self, texts: Sequence[str], candidates: Sequence[tuple[str, ...]]
     ) -> list[list[float]]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gesso.evals.networks import Network, NetworkConfig, in_batches, quiet, same_pictures
 from gesso.evals.types import Image, Judge
 
-ABILITIES = ("similarity", "embed", "text_similarity")
+ABILITIES = ("similarity", "embed", "features", "text_similarity")
 ARCHITECTURES = ("CLIPModel", "SiglipModel", "Siglip2Model", "ChineseCLIPModel", "AltCLIPModel")
 
 
@@ -57,6 +57,10 @@ class CLIP(Judge):
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """[B, D] float32 features of length one."""
         return self._unit_images(images).numpy()
+
+    def features(self, images: Sequence[Image]) -> np.ndarray:
+        """The same: CMMD is defined on features of length one."""
+        return self.embed(images)
 
     def text_similarity(
         self, texts: Sequence[str], candidates: Sequence[tuple[str, ...]]
