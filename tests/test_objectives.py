@@ -118,7 +118,7 @@ def test_dropped_captions_become_the_empty_prompt(monkeypatch: pytest.MonkeyPatc
     b.cond.size = torch.arange(8.0).view(4, 2)
     objective.loss("denoise", b, g())
     cond = spy.seen[0][2]
-    empty = objective.text_encoder(objective.text_encoder.prepare([""]))
+    empty = objective.captions.text_encoder(objective.captions.text_encoder.prepare([""]))
     assert torch.equal(cond.mask, torch.arange(cond.mask.shape[1])[None].expand(4, -1) < 1)
     assert torch.equal(cond.tokens[:, :1], empty.tokens.expand(4, -1, -1))
     assert torch.equal(cond.size, b.cond.size)  # the picture's size is no part of its caption
@@ -128,7 +128,7 @@ def test_kept_captions_are_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     objective, spy = with_spy(monkeypatch, Config(caption_dropout=0))
     b = batch()
     objective.loss("denoise", b, g())
-    cond, expected = spy.seen[0][2], objective.text_encoder(b.cond)
+    cond, expected = spy.seen[0][2], objective.captions.text_encoder(b.cond)
     assert torch.equal(cond.tokens[:, :LENGTH], expected.tokens)
     assert torch.equal(cond.mask[:, :LENGTH], expected.mask)
 
@@ -233,7 +233,7 @@ def test_a_frozen_text_encoder_gives_tokens(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(encoder, "forward", lambda cond: cond)
     objective = build(Config(caption_dropout=0.5), model)
     tokens = torch.ones(64, LENGTH, encoder.dim)
-    cond = objective.condition(
+    cond = objective.captions.dropped(
         Cond(tokens=tokens, mask=torch.ones(64, LENGTH, dtype=torch.bool)),
         torch.arange(64) % 2 == 0,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from gesso.config import module
 from gesso.diffusion.denoiser import Denoiser
 from gesso.diffusion.noise import draw_noise
-from gesso.diffusion.paths import DDPM, Flow
+from gesso.diffusion.paths import DDPM, EDM, Flow
 from gesso.diffusion.schedules import Schedule, make_schedule
 from gesso.samplers.guidance import guide
 from gesso.types import Cond, Denoise, GessoError, Prediction
@@ -234,8 +234,14 @@ def test_one_step_equals_the_formula_and_diffusers() -> None:
 def test_impossible_times_are_refused(options, says: str) -> None:
     with pytest.raises(GessoError, match=says):
         make_schedule(DDPM(), 4, **options)
-    with pytest.raises(GessoError, match="belongs to the ddpm path"):
-        make_schedule(Flow(), 4, "lcm")
+    with pytest.raises(GessoError, match="ddpm and flow, not by edm"):
+        make_schedule(EDM(0.5), 4, "lcm")
+
+
+def test_consistency_models_of_the_flow_path_have_shares_of_it() -> None:
+    schedule = make_schedule(Flow(shift=3), 4, "lcm", original_inference_steps=8)
+    assert schedule.t.tolist() == [3 * u / (1 + 2 * u) for u in (1, 0.75, 0.5, 0.25, 0)]
+    assert torch.equal(schedule.time, 1000 * schedule.t)
 
 
 def test_ddim_equals_diffusers() -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gesso.diffusion.consistency import grid
 from gesso.diffusion.paths import DDPM, EDM, Path
 from gesso.types import GessoError
 
@@ -26,6 +27,7 @@ class Schedule:
 
     Attributes:
         t, alpha, sigma: [N + 1] float64 on the CPU. The network is never evaluated at the last.
+        time: [N + 1] float64, what the network is told for t.
         first_order_end: whether a multistep solver takes its last step with first order.
         from_noise: whether it starts at the noisy end, and not part of the way to repaint.
     """
@@ -33,6 +35,7 @@ class Schedule:
     t: Tensor
     alpha: Tensor
     sigma: Tensor
+    time: Tensor
     first_order_end: bool = True
     from_noise: bool = True
 
@@ -71,7 +74,7 @@ def make_schedule(
             N points span it, and 0 follows (Karras et al. 2022, eq. 5). "continuous" is
             "linspace" without rounding: with final "sigma_min" what PixArt's authors sample with.
             "lcm" and "lcm_reference" pick N of the `original_inference_steps` times that a
-            consistency model of the ddpm path was distilled on: evenly with their indices rounded
+            consistency model was distilled on: evenly with their indices rounded
             down (diffusers), or every (original // N)-th (Luo et al. 2023, the authors' code).
         final: "zero" ends at the clean latent, "sigma_min" at `path.t_min`, where the ddpm path
             keeps a trace of noise (sigma = 0.01).
@@ -108,7 +111,8 @@ def make_schedule(
         )
     first_order_end = bool(sigma[-1] == 0) or whole < (10 if spacing == "continuous" else 15)
     start = whole - left
-    return Schedule(t[start:], alpha[start:], sigma[start:], first_order_end, strength == 1)
+    t, alpha, sigma = t[start:], alpha[start:], sigma[start:]
+    return Schedule(t, alpha, sigma, path.model_time(t), first_order_end, strength == 1)
 
 
 def _even(path: Path, n: int, spacing: Spacing, final: str) -> Tensor:
@@ -137,17 +141,15 @@ def _given(path: Path, timesteps: Sequence[float]) -> Tensor:
 
 
 def _consistency(path: Path, n: int, spacing: Spacing, original: int, strength: float) -> Tensor:
-    """Every k-th whole step counted from the noisy end (Luo et al. 2023, section 4.3)."""
-    if not isinstance(path, DDPM):
-        raise GessoError(f"The spacing {spacing} belongs to the ddpm path: choose another.")
+    """N of the distilled times, counted from the noisy end (Luo et al. 2023, section 4.3)."""
     known = int(original * strength)
-    if not n <= known or original > path.steps:
+    if not n <= known:
         raise GessoError(
             f"num_inference_steps is {n}, but only {known} times were distilled: give 1 to 8 steps."
         )
-    k = path.steps // original
     if spacing == "lcm":
         index = torch.linspace(0, known, n + 1, dtype=torch.float64)[:-1].floor()
     else:
         index = torch.arange(n, dtype=torch.float64) * (known // n)
-    return torch.cat([k * (known - index) - 1, torch.tensor([path.t_min], dtype=torch.float64)])
+    times = grid(path, original)  # [original + 1], the clean end first
+    return torch.cat([times[(known - index).long()], times[:1]])

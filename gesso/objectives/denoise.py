@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gesso import config
 from gesso.adapters import deferred_mask
+from gesso.conditions import Captions
 from gesso.diffusion import timesteps
 from gesso.diffusion.denoiser import Denoiser
 from gesso.diffusion.grid import fixed_grid
@@ -59,10 +60,10 @@ class DenoiseObjective:
         self.diffusion = model.description.diffusion
         self.denoiser = model.denoiser()
         self.path = self.denoiser.path
-        self.backbone, self.text_encoder = model.backbone, model.text_encoder
+        self.backbone = model.backbone
+        self.captions = Captions(model.text_encoder, model.backbone, options.null)
         self.roles: dict[str, nn.Module] = dict(model.trained())
         self.phases = (Phase("denoise", tuple(self.roles)),)
-        self.empty: Cond = model.text_encoder.prepare([""])
 
     def loss(self, phase: str, batch: Batch, generator: Draws) -> LossOut:
         """The loss of a batch with `latents` [B, C, h, w].
@@ -80,7 +81,7 @@ class DenoiseObjective:
         t = timesteps.draw(self.diffusion, len(x0), generator).to(x0.device)  # [B]
         noise = generator.randn(*x0.shape).to(x0.device)
         drop = generator.rand(len(x0))
-        cond = self.condition(batch.cond, drop.to(x0.device) < self.options.caption_dropout)
+        cond = self.captions.dropped(batch.cond, drop.to(x0.device) < self.options.caption_dropout)
 
         denoiser = self.denoiser
         if self.options.mask_ratio and self.backbone.training:
@@ -96,15 +97,6 @@ class DenoiseObjective:
             loss = loss + self.options.vlb_weight * vlb
             metrics["vlb"] = vlb.detach()
         return LossOut(loss, dict(metrics))
-
-    def condition(self, cond: Cond, drop: Tensor) -> Cond:
-        """Text features, without the caption where `drop` [B] bool is True."""
-        if self.options.null == "empty":
-            empty = self.empty.to(drop.device)[torch.zeros_like(drop, dtype=torch.long)]
-            text = {k: getattr(empty, k) for k in ("ids", "tokens", "mask", "pooled")}
-            return self.text_encoder(cond.where(drop, cond.replace(**text)))
-        encoded: Cond = self.text_encoder(cond)
-        return encoded.where(drop, self.backbone.null(encoded))
 
     def _predict(
         self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Cond
@@ -126,7 +118,7 @@ class DenoiseObjective:
         for batch in batches:
             assert batch.latents is not None
             x0 = batch.latents.float()
-            cond: Cond = self.text_encoder(batch.cond)
+            cond = self.captions.encode(batch.cond)
             for t, noise in fixed_grid(self.path, batch.keys, x0):
                 errors += self._predict(self.denoiser, x0, t, noise, cond)[2].tolist()
         return {"loss": math.fsum(errors) / len(errors)} if errors else {}

@@ -7,21 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gesso.diffusion.consistency import boundary
 from gesso.diffusion.noise import Generators, draw_noise
 from gesso.diffusion.schedules import Callback, Schedule
 from gesso.types import Denoise, GessoError
-
-SIGMA_DATA = 0.5
-TIME_SCALE = 10.0  # of t in 0..999, inside the boundary condition
-
-
-def boundary(t: float) -> tuple[float, float]:
-    """(c_skip, c_out): f(x, t) = c_skip x + c_out x0 is x itself at t = 0 (section 4.1).
-
-    c_skip = s^2 / ((10 t)^2 + s^2) and c_out = 10 t / sqrt((10 t)^2 + s^2) with s = 0.5.
-    """
-    power = (TIME_SCALE * t) ** 2 + SIGMA_DATA**2
-    return SIGMA_DATA**2 / power, TIME_SCALE * t / power**0.5
 
 
 def sample(
@@ -37,7 +26,7 @@ def sample(
     Args:
         denoise: a consistency model; guidance is distilled into it and stays off.
         x: [B, C, h, w] noise times sigma of the schedule's first time.
-        schedule: of N steps of the ddpm path, whose t runs over 0..999.
+        schedule: of N steps.
         generator: one for each picture, for the fresh noise; needed if N > 1.
         callback: told the step and x0's estimate.
 
@@ -52,7 +41,7 @@ def sample(
     if final and (generator is None or len(generator) != len(x)):
         raise GessoError(f"lcm needs one generator for each of {len(x)} pictures.")
     for i, (t, _, _, next_alpha, next_sigma) in enumerate(schedule.pairs()):
-        c_skip, c_out = boundary(t)
+        c_skip, c_out = boundary(schedule.time[i].item())
         clean = c_skip * x + c_out * denoise(x, x.new_full((len(x),), t)).x0
         x = clean
         if i < final and generator is not None:
