@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gesso.reproduce.results import number
+
 INK, SOFT, LINE, PAPER = "#22201c", "#6f6a60", "#e3ddd0", "#fbf9f4"
 COLORS = ("#b3532d", "#2d5f73", "#8a9a5b", "#c99a2e", "#7b4b6e", "#5c6b73")
 STYLE: Any = {
@@ -20,6 +22,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+COLUMNS = {1: 1, 2: 2, 3: 3, 4: 2}  # of as many panels
 MOST_COLUMNS = 3
 
 
@@ -34,15 +37,15 @@ def draw(summary: dict[str, Any], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     metrics = summary["figure"]
-    columns = min(len(metrics), MOST_COLUMNS)
+    columns = COLUMNS.get(len(metrics), MOST_COLUMNS)
     rows = -(-len(metrics) // columns)
     sweep = any(arm["line"] for arm in summary["arms"])
-    height = 3.0 if sweep else 0.9 + 0.42 * len(summary["arms"])
+    height = 3.0 if sweep else 0.75 + 0.5 * len(summary["arms"])
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             rows,
             columns,
-            figsize=(2.2 + 3.1 * columns, height * rows),
+            figsize=(1.6 + 3.0 * columns, height * rows + 0.2),
             squeeze=False,
             sharey=not sweep,
         )
@@ -53,7 +56,7 @@ def draw(summary: dict[str, Any], file: Path) -> None:
         if sweep:
             handles, labels = axes.flat[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-        figure.set_layout_engine("constrained")
+        figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1, wspace=0.03)
         figure.savefig(file, dpi=110)
         plt.close(figure)
 
@@ -73,8 +76,19 @@ def _dots(panel: Any, summary: dict[str, Any], metric: str) -> None:
                 cell["mean"], row, xerr=cell["sd"], color=color, capsize=3, linewidth=1.6
             )
         panel.plot(cell["mean"], row, "D", color=color, ms=6.5)
+        panel.annotate(
+            number(cell["mean"]),
+            (cell["mean"], row),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9.5,
+            color=color,
+        )
     panel.set_yticks(range(len(arms)), [arm["name"] for arm in arms])
-    panel.set_ylim(len(arms) - 0.5, -0.5)
+    panel.set_ylim(len(arms) - 0.5, -0.7)
+    panel.locator_params(axis="x", nbins=5)
+    panel.margins(x=0.12)
     panel.set_xlabel(summary["metrics"][metric])
     panel.tick_params(axis="y", length=0)
     panel.spines["left"].set_visible(False)
@@ -87,16 +101,16 @@ def _curves(panel: Any, summary: dict[str, Any], metric: str) -> None:
     """Arms along `at`, a curve a line."""
     measured = [arm for arm in summary["arms"] if metric in arm["numbers"]]
     lines = dict.fromkeys(arm["line"] for arm in measured if arm["line"])
-    for number, line in enumerate(lines):
-        color = COLORS[number % len(COLORS)]
+    for turn, line in enumerate(lines):
+        color = COLORS[turn % len(COLORS)]
         arms = sorted((a for a in measured if a["line"] == line), key=lambda a: a["at"])
         means = [arm["numbers"][metric]["mean"] for arm in arms]
         panel.plot([arm["at"] for arm in arms], means, "D-", color=color, ms=5, label=line)
         for arm in arms:
             values = arm["numbers"][metric]["values"]
             panel.plot([arm["at"]] * len(values), values, "o", color=color, alpha=0.35, ms=4)
-    for number, arm in enumerate(a for a in measured if not a["line"]):
-        cell, color = arm["numbers"][metric], COLORS[(len(lines) + number) % len(COLORS)]
+    for turn, arm in enumerate(a for a in measured if not a["line"]):
+        cell, color = arm["numbers"][metric], COLORS[(len(lines) + turn) % len(COLORS)]
         panel.axhline(cell["mean"], color=color, linestyle="--", linewidth=1.4, label=arm["name"])
         if cell["sd"]:
             low, high = cell["mean"] - cell["sd"], cell["mean"] + cell["sd"]
