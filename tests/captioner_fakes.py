@@ -83,8 +83,12 @@ def save_llava(folder: Path, chat: bool = True, seed: int = 0) -> Path:
 
 def save_blip(folder: Path, seed: int = 0) -> Path:
     """A BLIP captioner of a few thousand weights."""
-    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration
-    from transformers import BlipProcessor
+    from transformers import (
+        BertTokenizerFast,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipProcessor,
+    )
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gesso.config import Config
 from gesso.device import pick_device
-from gesso.encoders._weights import check_complete, loading, locate, without_bars
+from gesso.encoders._weights import check_complete, loading, locate_model, without_bars
 from gesso.types import GessoError
 
 
@@ -44,8 +44,9 @@ def model_type(model: str) -> str:
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as MAPPING
     from transformers import AutoConfig
 
+    folder = locate_model("captioner", model)
     with loading("captioner", model):
-        config = AutoConfig.from_pretrained(locate(model), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if type(config) not in MAPPING:
         raise GessoError(
             f"The model {model!r} is a {config.model_type or 'model without a type'}, which does "
@@ -64,7 +65,7 @@ def load(settings: Settings) -> tuple[Any, Any]:
 
     device = pick_device(settings.device)
     dtype = settings.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    folder = locate(settings.model)
+    folder = locate_model("captioner", settings.model)
     cls: Any = AutoModelForImageTextToText  # its stubs know one return value
     with loading("captioner", settings.model), without_bars():
         model, info = cls.from_pretrained(

@@ -8,7 +8,7 @@ from typing import Any
 from gesso.config import Recipe, resolve
 from gesso.doctor.types import LostWords
 from gesso.encoders._frozen_text import weights_at, words_lost
-from gesso.encoders._weights import loading, locate
+from gesso.encoders._weights import loading, locate, locate_model
 from gesso.encoders.text.learned import split_words
 
 LIMITS = (120, 300)  # tokens of PixArt-alpha and PixArt-Sigma, end of text included
@@ -20,7 +20,7 @@ def by_tokenizer(path: str, limits: tuple[int, ...] = LIMITS) -> dict[str, LostW
     Raises:
         GessoError: it cannot be loaded.
     """
-    tokenizer = _tokenizer(locate(path), path)
+    tokenizer = _tokenizer(locate_model("tokenizer", path), path)
     return {f"{n} tokens": partial(words_lost, tokenizer, max_tokens=n) for n in limits}
 
 

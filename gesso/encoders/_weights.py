@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from gesso.types import GessoError
 
 PACKAGE = "package:"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -80,6 +82,24 @@ def locate(path: str, marker: str = "config.json") -> str:
     if not found:
         raise GessoError(f"{path!r} holds no {marker}: name the folder as package:NAME/FOLDER.")
     return str(found[0].parent)
+
+
+def locate_model(what: str, path: str) -> str:
+    """As `locate`; a name that is neither there nor ORG/NAME is refused before the hub is asked.
+
+    Args:
+        what: "captioner", "tokenizer", ...
+        path: as the user wrote it.
+
+    Raises:
+        GessoError: see above, and `locate`.
+    """
+    folder = locate(path)
+    if not Path(folder).exists() and not HUB_ID.fullmatch(folder):
+        raise GessoError(
+            f"There is no {what} {path!r}: give a folder that exists, or a hub id such as ORG/NAME."
+        )
+    return folder
 
 
 @contextmanager

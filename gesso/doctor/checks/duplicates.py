@@ -83,7 +83,7 @@ def near_pairs(hashes: list[int], thumbs: list[np.ndarray]) -> Iterator[tuple[in
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's over all pixels and channels; 0 where one has less than 0.8 of the other's contrast.
+    """Pearson's, over all pixels and channels; 0 if one has less than 0.8 of the other's contrast.
 
     Two pictures of a single colour have 1 if it is the same, else 0.
     """

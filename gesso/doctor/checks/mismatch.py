@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from gesso.doctor.types import Check, Finding, Kind, Plan
+from gesso.encoders._weights import locate_model
 from gesso.evals.types import Judge
 from gesso.types import Sample
 
@@ -72,4 +73,5 @@ def build(plan: Plan) -> Mismatch | Check:
         return Check((MISMATCH,), "give an image-text model with --clip")
     from gesso.evals.judges import clip
 
+    locate_model("image-text model", plan.clip)
     return Mismatch(clip.build(clip.Config(path=plan.clip), plan.device))
