@@ -1,7 +1,8 @@
 """Published systems, one file each, found by file name and imported only when asked for.
 
 A system's module has `SYSTEM`, and `RECIPE`: the name of the recipe that trains it at a size that
-an ordinary machine can carry.
+an ordinary machine can carry. With `claim()`, a list of `gesso.experiments.design.Experiment`,
+`gesso reproduce` can run the experiments behind its claims.
 """
 
 from __future__ import annotations
