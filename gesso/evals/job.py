@@ -186,6 +186,7 @@ def _setting(request: Request, benchmark: Benchmark, options: Options) -> Settin
         for spec in request.judges or benchmark.default_judges(options)
     ]
     check_abilities(judges, benchmark.needs, benchmark.title)
+    benchmark.abilities = frozenset(a for judge in judges for a in judge.abilities)
     prompts = spread(everything, options.limit)
     return Setting(benchmark, options, everything, prompts, request.n or benchmark.n, judges)
 

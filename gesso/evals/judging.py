@@ -92,12 +92,14 @@ def check_abilities(judges: Sequence[Judge], needs: Iterable[str], benchmark: st
     Raises:
         GessoError: an ability that none has, with the judges that have it.
     """
-    for ability in needs:
-        if not any(ability in judge.abilities for judge in judges):
+    for need in needs:
+        either = need.split("|")
+        if not any(ability in judge.abilities for judge in judges for ability in either):
             names = " and ".join(judge.name for judge in judges) or "no judge"
+            able = dict.fromkeys(name for ability in either for name in judges_with(ability))
             raise GessoError(
-                f"{benchmark} needs a judge that can {ability.replace('_', ' ')}, and {names} "
-                f"cannot: add --judge with one of {', '.join(judges_with(ability)) or 'none yet'}."
+                f"{benchmark} needs a judge with the ability {need.replace('|', ' or ')}, which "
+                f"{names} has not: add --judge with one of {', '.join(able) or 'none yet'}."
             )
 
 

@@ -83,7 +83,8 @@ def scores(
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sums / counts
     parts = {name: means[:, i + 1] for i, name in enumerate(names)}
-    return {"overall": benchmark.total(means[:, 0], parts), **parts}
+    overall = benchmark.total(means[:, 0], parts)
+    return {"overall": overall, **parts}
 
 
 def point(benchmark: Benchmark, table: Table) -> dict[str, float]:

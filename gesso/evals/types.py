@@ -85,7 +85,7 @@ class Detection:
         confidence: in [0, 1].
         box: in pixels of the picture.
         mask: [H, W] bool at the picture's size, or None: the detector gives boxes only.
-        color: its colour, if the detector tells (the reader does), else "".
+        color, size, texture: what the detector tells of it (the reader does), else "".
     """
 
     label: str
@@ -93,6 +93,8 @@ class Detection:
     box: Box
     mask: np.ndarray | None = None
     color: str = ""
+    size: str = ""
+    texture: str = ""
 
 
 @dataclass(slots=True)
@@ -368,9 +370,11 @@ class Benchmark(ABC):
         title, source: what it is and which paper says so.
         judge_asked: the published judge, in words; "" if it has none.
         judges: specs of the judges that are taken when none is named.
-        needs: abilities that judges must have between them.
+        needs: abilities that judges must have between them; "rate|answer": either will do.
+        abilities: those that the judges have, set before `judge` is called.
         n: pictures a prompt, as published.
         scale: what a score of one is printed as: 1 or 100.
+        lower_is_better: of the overall score.
         together: `judge` gets all pictures of a prompt at once (diversity, bias).
         revision: raised when the rules change, so that results stay apart.
         weight: "picture": the overall mean runs over pictures; "prompt": over prompts' means.
@@ -382,8 +386,10 @@ class Benchmark(ABC):
     judge_asked: ClassVar[str] = ""
     judges: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]]
+    abilities: frozenset[str] = frozenset()
     n: ClassVar[int] = 4
     scale: ClassVar[int] = 1
+    lower_is_better: ClassVar[bool] = False
     together: ClassVar[bool] = False
     revision: ClassVar[int] = 1
     weight: ClassVar[str] = "prompt"
@@ -410,7 +416,10 @@ class Benchmark(ABC):
         return self.judges
 
     def total(self, mean: np.ndarray, parts: Means) -> np.ndarray:
-        """The overall score [R] from the mean of `Verdict.score` [R] and the parts' means."""
+        """The overall score [R] from the mean of `Verdict.score` [R] and the parts' means.
+
+        It may add categories that are made of others to `parts`, and remove auxiliary ones.
+        """
         return mean
 
 

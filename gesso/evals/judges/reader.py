@@ -12,10 +12,11 @@ from pydantic import Field
 from gesso.config import Config as _Config
 from gesso.config import nearest
 from gesso.evals.fingerprint import fingerprint, source_digest, versions
-from gesso.evals.types import Detection, Image, Judge
+from gesso.evals.types import Answer, Detection, Image, Judge
 from gesso.types import GessoError
 
-ABILITIES = ("detect", "read")
+ABILITIES = ("detect", "read", "answer")
+BACKGROUND = "What color is the background?"  # the one question that it answers
 
 
 class Config(_Config):
@@ -54,7 +55,9 @@ class Reader(Judge):
                     )
         return [
             [
-                Detection(d.shape, d.confidence, d.box, d.mask, d.color)
+                Detection(
+                    d.shape, d.confidence, d.box, d.mask, d.color, d.size, d.texture
+                )
                 for d in read(image, self.level).objects
                 if d.shape in wanted
             ]
@@ -66,6 +69,22 @@ class Reader(Judge):
         from gesso.data.scenes import read
 
         return [read(image, self.level).word for image in images]
+
+    def answer(
+        self, images: Sequence[Image], questions: Sequence[str], choices: Sequence[tuple[str, ...]]
+    ) -> list[Answer]:
+        """The background's name, or "from NAME to NAME"; it abstains from any other question."""
+        from gesso.data.scenes import read
+
+        replies = []
+        for image, question in zip(images, questions, strict=True):
+            if question != BACKGROUND:
+                replies.append(Answer("", ""))
+                continue
+            ground = read(image, self.level).background
+            name = f"from {ground.name} to {ground.to}" if ground.to else ground.name
+            replies.append(Answer(name, name))
+        return replies
 
 
 def build(options: Config, device: str | None) -> Reader:
