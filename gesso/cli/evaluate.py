@@ -32,6 +32,9 @@ def evaluate(
         int | None, typer.Option(min=1, help="At most so many prompts, evenly from the categories.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="The prompt file, or its folder.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Metrics: the pictures, or gathered file, to compare with.")
+    ] = None,
     level: Annotated[int | None, typer.Option(help="Of scenes; default: the model's.")] = None,
     per_tag: Annotated[int, typer.Option(min=1, help="Scenes: prompts a tag.")] = 20,
     seed: Annotated[int, typer.Option(help="Of pictures, and of scenes' prompts.")] = 0,
@@ -59,6 +62,7 @@ def evaluate(
         n=n,
         limit=limit,
         prompts=prompts,
+        reference=reference,
         level=level,
         per_tag=per_tag,
         seed=seed,
@@ -90,6 +94,8 @@ def compare(
 
 
 def _scored(result: dict[str, Any]) -> str:
+    if "say" in result:
+        return str(result["say"])
     lines = [f"{result['benchmark']}, judge {result['judge']}"]
     for one in result["results"]:
         lines.append(f"{one['subject']}, {one['n']} pictures")

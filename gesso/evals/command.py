@@ -22,6 +22,7 @@ def run(
     n: int | None = None,
     limit: int | None = None,
     prompts: Path | None = None,
+    reference: Path | None = None,
     level: int | None = None,
     per_tag: int = 20,
     seed: int = 0,
@@ -36,13 +37,38 @@ def run(
 ) -> dict[str, Any]:
     """Evaluate by name; see `gesso.evals.job.Request` and `gesso.evals.types.Options`.
 
+    A benchmark judges pictures of its prompts, a metric whole folders (`gesso.evals.measure`).
+    "judges" judges the judges (`gesso.evals.judge_judges`), "human" asks people (`.human`).
+
     Raises:
         GessoError: no such benchmark, with the nearest; and as the job does.
     """
     file = name.replace("-", "_")
+    if file in modules("evals.metrics"):
+        from gesso.evals.measure import measure
+
+        return measure(
+            *(file, pictures),
+            reference=reference,
+            judges=judges,
+            limit=limit,
+            out=out,
+            device=device,
+            quiet=quiet,
+        )
+    if file == "judges":
+        from gesso.evals.judge_judges import judge_judges
+
+        return judge_judges(judges, data=prompts, limit=limit, out=out, device=device, quiet=quiet)
+    if file == "human":
+        from gesso.evals.human import ask_people
+
+        return ask_people(pictures, out=out, quiet=quiet)
     known = modules("evals.benchmarks")
     if file not in known:
-        names = [known_name.replace("_", "-") for known_name in known]
+        names = [
+            n.replace("_", "-") for n in (*known, *modules("evals.metrics"), "judges", "human")
+        ]
         raise GessoError(f"There is no benchmark called {name!r}: {nearest(name, names)}")
     request = Request(
         benchmark=file,

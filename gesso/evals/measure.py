@@ -52,7 +52,8 @@ def measure(
         quiet: show no progress bar.
 
     Returns:
-        benchmark (the metric), judge, out, and results: for each folder what stands in its file.
+        benchmark (the metric), judge, out, results (for each folder what stands in its file), and
+        say (the same for people).
 
     Raises:
         GessoError: bad input anywhere on the way.
@@ -96,7 +97,17 @@ def measure(
         file = place / f"{_file_name(pinned)}-{_file_name(folder.name)}.json"
         file.write_text(json.dumps(result, indent=1) + "\n")
         results.append({**result, "file": str(file)})
-    return {"benchmark": name, "judge": judge.name, "results": results, "out": str(place)}
+    told = {"benchmark": name, "judge": judge.name, "results": results, "out": str(place)}
+    return told | {"say": "\n".join(map(say, results))}
+
+
+def say(result: dict[str, Any]) -> str:
+    """A result for people."""
+    interval = result.get("interval")
+    between = f", {interval[0]:.5g} to {interval[1]:.5g}" if interval else ""
+    lines = [f"{result['subject']}: {result['name']} = {result['overall']:.5g}{between}"]
+    lines += [f"  {name} {value:.5g}" for name, value in result["scores"].items()]
+    return "\n".join([*lines, *(f"  {note}" for note in result["notes"])])
 
 
 def pinned_name(name: str, judge: Judge, n: int, reference: Path | None) -> str:
