@@ -25,6 +25,7 @@ from gesso.train.labels import class_names, refuse_labels
 from gesso.train.loop import train
 from gesso.train.observe import Observer
 from gesso.train.parallel import Group
+from gesso.train.plan.compare import AgainstPlan
 from gesso.train.report import Painter
 from gesso.train.start import make_model, text_encoder_of
 
@@ -84,7 +85,7 @@ def train_together(
         model=model,
         dataset=dataset,
         painter=painter,
-        observers=observers,
+        observers=[*observers, AgainstPlan(run)],
         group=group,
         resume=resume,
         quiet=quiet,

@@ -24,9 +24,11 @@ def make_model(recipe: Recipe) -> Model:
     if recipe.init is not None:
         _fill(model, recipe, origin_of(recipe.init))
     elif recipe.convert is not None:
-        raise GessoError("The recipe has `convert` but nothing to convert: set `init`.")
+        raise GessoError(
+            "The recipe has `convert` but nothing to convert: set `init`, or the stage's `start`."
+        )
     if recipe.train.learns is not None:
-        _freeze(model, recipe.train.learns)
+        freeze(model, recipe.train.learns)
     return model
 
 
@@ -91,7 +93,7 @@ def _fill(model: Model, recipe: Recipe, origin: Origin) -> None:
     model.load_state(state, origin.where)
 
 
-def _freeze(model: Model, learns: list[str]) -> None:
+def freeze(model: Model, learns: list[str]) -> None:
     """Let only the parameters train whose names match one of the globs."""
     used: set[str] = set()
     for role, part in model.trained().items():
