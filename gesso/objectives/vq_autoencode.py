@@ -10,8 +10,7 @@ that the user names; without one there is no perceptual term.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +23,7 @@ from gesso.draws import Draws
 from gesso.nn.codebook import usage
 from gesso.nn.discriminator import Discriminator, gradient_penalty
 from gesso.nn.features import Features
+from gesso.nn.frozen import frozen
 from gesso.nn.likelihood import logit_laplace_nll
 from gesso.types import Batch, GessoError, LossOut, Phase
 
@@ -155,16 +155,6 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     """[B] decibels between pictures [B, 3, H, W] in [-1, 1]; y is clamped."""
     error = (x - y.detach().clamp(-1, 1)).square().flatten(1).mean(1)
     return 10 * torch.log10(4 / error.clamp_min(1e-10))  # the range has peak 2
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Inside, gradients pass through a network and do not stay in it."""
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        network.requires_grad_(True)
 
 
 def build(options: Config, model: Model) -> VQAutoencode:
