@@ -113,12 +113,31 @@ class SampleConfig(Config):
     null: Literal["empty", "learned"] = "empty"  # the unconditional branch: text("") or backbone's
 
 
+class ScoreConfig(Config):
+    """One benchmark that runs during training, as `gesso evaluate` would on the checkpoint."""
+
+    benchmark: str
+    every: int = Field(default=0, ge=0)  # steps, a multiple of validate_every; 0: each validation
+    judges: list[str] = Field(default_factory=list)  # specs; none: the benchmark's own
+    n: int | None = Field(default=None, ge=1)  # pictures a prompt; None: the benchmark's number
+    limit: int | None = Field(default=None, ge=1)  # at most so many prompts
+    per_tag: int = Field(default=20, ge=1)  # of scenes
+    level: int | None = None  # of scenes; None: the model's
+    seed: int = 0
+    prompts: str | None = None  # the prompt file or its folder
+    num_inference_steps: int | None = None  # these two: None: as the model's contract says
+    guidance_scale: float | None = None
+    best: bool = False  # keep the model with the highest overall score in RUN/best
+    keep_pictures: bool = False
+
+
 class ValidationConfig(Config):
     """Fixed prompts and seeds painted during training."""
 
     prompts: list[str] = Field(default_factory=list)
     seed: int = 0
     holdout: int = 64  # pictures kept out of training for the fixed-grid validation loss
+    scores: list[ScoreConfig] = Field(default_factory=list)  # benchmarks on the averaged weights
 
 
 class Recipe(Config):

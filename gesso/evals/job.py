@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gesso.config import module
 from gesso.evals.fingerprint import fingerprint, versions
@@ -26,6 +26,9 @@ from gesso.evals.prompt_files import file_id
 from gesso.evals.stats import intervals, point, tabulate
 from gesso.evals.types import Benchmark, Judge, Options, Picture, Prompt, Verdict
 from gesso.types import GessoError
+
+if TYPE_CHECKING:
+    from gesso.pipeline import Pipeline
 
 FORMAT = 1  # of result files
 CHUNK = 64  # pictures judged side by side
@@ -41,7 +44,8 @@ class Request:
 
     Attributes:
         benchmark: file name in `gesso/evals/benchmarks`.
-        models, pictures: the subjects, in this order. No subject: the shipped model.
+        models, pictures: the subjects, in this order. No subject: the shipped model. A model is a
+            name, or a pipeline in memory (of one process).
         judges: specs; none: the benchmark's own.
         n: pictures a prompt; None: the benchmark's own number, of a folder all.
         allow_missing: score what is there.
@@ -49,7 +53,7 @@ class Request:
 
     benchmark: str
     out: Path
-    models: tuple[str, ...] = ()
+    models: tuple[str | Pipeline, ...] = ()
     pictures: tuple[Path, ...] = ()
     judges: tuple[str, ...] = ()
     options: Options = field(default_factory=Options)
@@ -155,7 +159,7 @@ def evaluate_and_report(request: Request) -> dict[str, Any]:
 def _prepare(request: Request, rank: int) -> tuple[Setting, list[Subject]]:
     """Open what is asked for and paint this process's share."""
     benchmark = open_benchmark(request.benchmark)
-    models: Sequence[str | None] = request.models
+    models: Sequence[str | Pipeline | None] = request.models
     if not request.models and not request.pictures:
         models = [None]
     subjects: list[Subject] = []

@@ -8,13 +8,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from gesso.evals.types import Image
 from gesso.png import read_png, save_png
 from gesso.types import GessoError
+
+if TYPE_CHECKING:
+    from gesso.pipeline import Pipeline
 
 BATCH = 32  # pictures painted at a time; published pipelines take fewer
 PUBLISHED_BATCH = 4
@@ -72,16 +75,17 @@ class Wanted(NamedTuple):
     seed: int
 
 
-def open_painter(model: str | None, settings: Settings) -> Painter:
+def open_painter(model: str | Pipeline | None, settings: Settings) -> Painter:
     """A painter.
 
     Args:
-        model: as for `gesso.load`, or folder or hub id of any text-to-image pipeline of diffusers.
+        model: as for `gesso.load`, or folder or hub id of any text-to-image pipeline of diffusers,
+            or a model in memory.
 
     Raises:
         GessoError: no such model.
     """
-    if model is not None and _foreign(model):
+    if isinstance(model, str) and _foreign(model):
         return _Diffusers(model, settings)
     return _Gesso(model, settings)
 
@@ -130,10 +134,11 @@ def _save(painter: Painter, wanted: Wanted, image: Image) -> None:
 class _Gesso:
     """A model of gesso's, or published PixArt weights."""
 
-    def __init__(self, model: str | None, settings: Settings) -> None:
+    def __init__(self, model: str | Pipeline | None, settings: Settings) -> None:
         from gesso.loading import load
 
-        self.pipe = load(model, device=settings.device)
+        named = model is None or isinstance(model, str)
+        self.pipe = load(model, device=settings.device) if named else model
         self.name = self.pipe.source
         self.fingerprint = self.pipe.model.description.fingerprint
         self._asked = settings.asked()

@@ -17,7 +17,7 @@ FREE = {
     *("train.steps", "train.minutes", "train.log_every", "train.validate_every"),
     *("train.save_every", "train.keep", "train.max_skipped", "train.device", "train.compile"),
     *("train.processes", "train.shard", "train.timeout", "train.workers", "train.keep_every"),
-    *("train.save_async", "train.checkpoint_activations"),
+    *("train.save_async", "train.checkpoint_activations", "validation.scores"),
 }
 """Keys that may change when a run is resumed: how long, where, and what is reported."""
 
