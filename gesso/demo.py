@@ -13,8 +13,8 @@ import numpy as np
 
 from gesso import report
 from gesso.config import Recipe, load_recipe
-from gesso.evals.scenes import evaluate_model
-from gesso.loading import find
+from gesso.evals.job import Request, evaluate
+from gesso.evals.types import Options
 from gesso.train.flops import training_flops
 from gesso.train.run import encode_recipe, grid_columns, train_recipe
 from gesso.types import GessoError
@@ -71,9 +71,15 @@ def run_demo(
     cost["training"] = trained["seconds"]
 
     started = time.perf_counter()
-    scores = evaluate_model(str(run), per_tag=per_tag, quiet=quiet)
+    request = Request(
+        "scenes",
+        run / "evaluation",
+        models=(str(run),),
+        options=Options(per_tag=per_tag),
+        quiet=quiet,
+    )
+    (scores,) = evaluate(request)
     cost.add("scoring", time.perf_counter() - started)
-    (run / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     write_report(recipe, run, trained, scores, cost, encoded["pictures"])
     return {
         "report": str(page),
@@ -145,7 +151,7 @@ def write_report(
         "combinations of shape, colour, count and relation that training never showed.",
         scores=[{"tag": tag.replace("_", " "), "value": v} for tag, v in scores["scores"].items()]
         + [{"tag": "overall", "value": overall}],
-        failures=_failures(run, scores),
+        failures=_failures(scores),
         ledger=[
             {"name": name, "value": report.duration(seconds), "note": note}
             for name, seconds, note in ledger
@@ -187,19 +193,26 @@ def _frames(run: Path, recipe: Recipe) -> list[dict[str, Any]]:
     return frames
 
 
-def _failures(run: Path, scores: dict[str, Any], most: int = 6) -> list[dict[str, str]]:
-    """Some pictures that were judged wrong, painted again, with the judge's reasons."""
-    from gesso.loading import load
-
-    chosen: dict[str, dict[str, Any]] = {}
-    for failure in scores["failures"]:
-        chosen.setdefault(failure["tag"] + str(len(chosen) // 6), failure)
-    some = list(chosen.values())[:most]
-    if not some:
-        return []
-    pipe = load(find(run))
-    images = pipe([f["prompt"] for f in some], seed=[f["seed"] for f in some]).images
+def _failures(scores: dict[str, Any], most: int = 6) -> list[dict[str, str]]:
+    """Some pictures that were judged wrong, from different tags, with the judge's reasons."""
+    wrong = [
+        (row, verdict)
+        for row in scores["rows"]
+        for verdict in row["verdicts"]
+        if verdict["reasons"]
+    ]
+    seen: dict[str, int] = {}
+    turns = []
+    for place, (row, _) in enumerate(wrong):
+        tag = row["tags"][0]
+        seen[tag] = seen.get(tag, -1) + 1
+        turns.append((seen[tag], place))
+    chosen = [wrong[place] for _, place in sorted(turns)[:most]]
     return [
-        {"prompt": f["prompt"], "reason": f["reason"], "image": report.data_uri(np.asarray(image))}
-        for f, image in zip(some, images, strict=True)
+        {
+            "prompt": row["prompt"],
+            "reason": "; ".join(verdict["reasons"]),
+            "image": report.file_uri(Path(verdict["pictures"][0]["file"])),
+        }
+        for row, verdict in chosen
     ]

@@ -11,22 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from gesso.data.scenes import Detection, read, relations_between, vocabulary
-from gesso.evals._scene_prompts import prompts
+from gesso.data.scenes import Detection, read
+from gesso.evals import clauses
+from gesso.evals._scene_prompts import known_level, prompts
+from gesso.evals.clauses import THRESHOLD, select, told_colors
+from gesso.evals.types import Detection as Seen
 from gesso.types import GessoError
 
-__all__ = ["TAGS", "check", "evaluate", "evaluate_model", "prompts", "score"]
+__all__ = ["TAGS", "THRESHOLD", "check", "evaluate", "evaluate_model", "prompts", "score"]
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-THRESHOLD = 0.3  # confidences must exceed it
-COUNTING_THRESHOLD = 0.9
-MAX_OBJECTS = 16  # per class
 CHUNK = 32  # pictures painted at a time
-DEFAULT_LEVEL = 2  # for models that do not tell which words they know
 
 
 def check(found: list[Detection], metadata: dict[str, Any]) -> tuple[bool, list[str]]:
-    """Judge one picture's detections by GenEval's rules.
+    """Judge one picture's detections by GenEval's rules, see `gesso.evals.clauses`.
 
     Args:
         found: detections in any order.
@@ -35,57 +34,14 @@ def check(found: list[Detection], metadata: dict[str, Any]) -> tuple[bool, list[
     Returns:
         Whether the picture is right, and one reason for each thing that is not.
     """
-    threshold = COUNTING_THRESHOLD if metadata["tag"] == "counting" else THRESHOLD
-    classes: dict[str, list[Detection]] = {}
-    for detection in sorted(found, key=lambda d: -d.confidence):
-        same = classes.setdefault(detection.shape, [])
-        if detection.confidence > threshold and len(same) < MAX_OBJECTS:
-            same.append(detection)
-    reasons: list[str] = []
-    groups: list[list[Detection] | None] = []  # what each clause matched; None: nothing
-    for clause in metadata.get("include", []):
-        chosen = classes.get(clause["class"], [])[: clause["count"]]
-        problem = _missing(chosen, clause)
-        if not problem and "position" in clause:
-            problem = _misplaced(chosen, clause, groups)
-        groups.append(None if problem else chosen)
-        reasons += [problem] if problem else []
-    for clause in metadata.get("exclude", []):
-        n = len(classes.get(clause["class"], []))
-        if n >= clause["count"]:
-            reasons.append(f"expected fewer than {clause['count']} x {clause['class']}, found {n}")
-    return not reasons, reasons
-
-
-def _missing(chosen: list[Detection], clause: dict[str, Any]) -> str:
-    """What is wrong with the count or colours of the chosen detections, or ""."""
-    shape, count = clause["class"], clause["count"]
-    if len(chosen) < count:
-        return f"expected {count} x {shape}, found {len(chosen)}"
-    colors = [detection.color for detection in chosen]
-    if "color" in clause and colors.count(clause["color"]) < count:
-        return f"expected {clause['color']} {shape}, found {', '.join(colors)}"
-    return ""
-
-
-def _misplaced(
-    chosen: list[Detection], clause: dict[str, Any], groups: list[list[Detection] | None]
-) -> str:
-    """Which relation does not hold between the chosen detections and their targets, or ""."""
-    relation, index = clause["position"]
-    targets = groups[index]
-    if targets is None:
-        return f"nothing for {clause['class']} to be {relation}"
-    for detection in chosen:
-        for target in targets:
-            holds = relations_between(detection.box, target.box)
-            if relation not in holds:
-                seen = " and ".join(sorted(holds)) or "at the place of"
-                return (
-                    f"expected {clause['class']} {relation} {target.shape}, "
-                    f"found it {seen} {target.shape}"
-                )
-    return ""
+    seen = [Seen(d.shape, d.confidence, d.box, d.mask, d.color) for d in found]
+    objects = select(seen, counting=metadata["tag"] == "counting")
+    judging = clauses.check(objects, metadata, told_colors)
+    try:
+        next(judging)
+    except StopIteration as end:
+        return not end.value, end.value
+    raise AssertionError("the reader tells colours: nothing is asked")
 
 
 def score(
@@ -213,7 +169,8 @@ def evaluate_model(
 
     pipe = load(model, device=device)
     if level is None:
-        level = known_level(getattr(pipe.model.text_encoder, "config", None))
+        options = getattr(pipe.model.text_encoder, "config", None)
+        level = known_level(getattr(options, "words", None) or ())
 
     def paint(texts: list[str], seeds: list[int]) -> list[np.ndarray]:
         painted = pipe(
@@ -229,11 +186,3 @@ def evaluate_model(
         return evaluate(
             paint, level=level, per_tag=per_tag, n=n, seed=seed, split=split, progress=progress
         )
-
-
-def known_level(options: Any) -> int:
-    """The highest level whose English words are all in a text encoder's options `words`."""
-    words = set(getattr(options, "words", None) or ())
-    if not words:
-        return DEFAULT_LEVEL
-    return max((n for n in (1, 2, 3) if words.issuperset(vocabulary(n, "en"))), default=1)

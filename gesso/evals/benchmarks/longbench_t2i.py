@@ -38,7 +38,8 @@ class LongBenchT2I(Benchmark):
         prompts = []
         for i, row in enumerate(read_jsonl(file, ("instruction", "label"))):
             try:
-                label = ast.literal_eval(row["label"])
+                told = row["label"]
+                label = ast.literal_eval(told) if isinstance(told, str) else told
                 asked = dict((label[0] if isinstance(label, list) else label).items())
             except (ValueError, SyntaxError, AttributeError, IndexError):
                 raise GessoError(

@@ -5,17 +5,15 @@ The prompts ask for combinations that training scenes never show.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from gesso.evals._scene_prompts import known_level, prompts
-from gesso.evals.clauses import check, select
+from gesso.evals.clauses import check, select, told_colors
 from gesso.evals.types import (
-    Ask,
     Benchmark,
-    Detection,
     Judging,
     Means,
     Options,
@@ -29,7 +27,7 @@ from gesso.evals.types import (
 class Scenes(Benchmark):
     title = "GenEval on scenes"
     source = "Ghosh et al., arXiv 2310.11513, on gesso's scenes"
-    needs = ("detect",)
+    needs: ClassVar[tuple[str, ...]] = ("detect",)
     weight = "picture"
 
     def prompts(self, options: Options) -> list[Prompt]:
@@ -50,7 +48,7 @@ class Scenes(Benchmark):
         classes = tuple(dict.fromkeys(clause["class"] for clause in clauses))
         found = yield from detect(pictures[0], classes)
         objects = select(found, counting=prompt.meta["tag"] == "counting")
-        reasons = yield from check(objects, prompt.meta, _told)
+        reasons = yield from check(objects, prompt.meta, told_colors)
         right = float(not reasons)
         return Verdict(right, reasons, {prompt.meta["tag"]: [right]})
 
@@ -62,14 +60,6 @@ class Scenes(Benchmark):
 def scene_level(options: Options) -> int:
     """The level that was asked for, or the highest that the model has all words of."""
     return options.level or known_level(options.words)
-
-
-def _told(
-    chosen: Sequence[Detection], label: str
-) -> Generator[Sequence[Ask], list[Any], list[str]]:
-    """Colours as the reader tells them; it asks nothing more."""
-    return [d.color for d in chosen]
-    yield
 
 
 BENCHMARK = Scenes
