@@ -61,7 +61,15 @@ class LabelEmbedder(nn.Module):
         nn.init.normal_(self.embedding_table.weight, std=init_std)
 
     def forward(self, label: Tensor) -> Tensor:
-        return self.embedding_table(label)
+        try:
+            return self.embedding_table(label)
+        except IndexError:  # of a CPU; for a GPU, data are checked before training
+            none = self.embedding_table.num_embeddings - 1
+            wrong = int(label[(label < 0) | (label > none)][0])
+            raise GessoError(
+                f"The class label {wrong} is out of range: this dit has {none} classes, 0 to"
+                f" {none - 1}, and {none} for none."
+            ) from None
 
 
 class Block(nn.Module):
@@ -135,14 +143,18 @@ class DiT(nn.Module):
             GessoError: the latent size or the labels do not fit the model.
         """
         check_latents(x, self.in_channels, self.patch_size, "dit")
-        label = self._label(cond)
+        if cond.label is None:
+            raise GessoError(
+                "dit takes class labels, and the condition has none: use the text encoder"
+                " `classes`, or a source with labels."
+            )
         config, (height, width) = self.config, x.shape[2:]
         dtype = self.x_embedder.proj.weight.dtype
         grid = (height // self.patch_size, width // self.patch_size)
         position = sincos_2d(*grid, config.hidden_size, config.base_size, device=x.device)
         tokens = self.x_embedder(x.to(dtype)) + position.to(dtype)  # [B, N, D]
         tokens = self.tokens_in(tokens)
-        c = self.t_embedder(t) + self.y_embedder(label)  # [B, D]
+        c = self.t_embedder(t) + self.y_embedder(cond.label)  # [B, D]
         for block in self.blocks:
             tokens = block(tokens, c)
         patches = self.patches_out(self.final_layer(tokens, c))
@@ -156,22 +168,6 @@ class DiT(nn.Module):
         """The unconditional branch: the row of the class table that means no class."""
         assert cond.label is not None
         return cond.replace(label=torch.full_like(cond.label, self.num_classes))
-
-    def _label(self, cond: Cond) -> Tensor:
-        label = cond.label
-        if label is None:
-            raise GessoError(
-                "dit takes class labels, and the condition has none: use the text encoder"
-                " `classes`, or a source with labels."
-            )
-        # On a GPU the look would make it wait; there the data are checked before training.
-        if label.device.type == "cpu" and not ((label >= 0) & (label <= self.num_classes)).all():
-            wrong = int(label[(label < 0) | (label > self.num_classes)][0])
-            raise GessoError(
-                f"The class label {wrong} is out of range: this dit has {self.num_classes} classes,"
-                f" 0 to {self.num_classes - 1}, and {self.num_classes} for none."
-            )
-        return label
 
 
 def build(options: Config) -> DiT:

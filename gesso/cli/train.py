@@ -33,11 +33,17 @@ def train(
 ) -> None:
     """Train a model by a recipe, stage by stage where it has several."""
     from gesso.systems import load_stages
-    from gesso.train.stages import default_run, train_stages
+    from gesso.train.stages import default_run
 
     stages = load_stages(recipe, overrides)  # a typing mistake is told before the heavy imports
+    from gesso.evals.while_training import scoring
+    from gesso.train.stages_run import train_stages
+
     folder = run or default_run(stages)
-    result = train_stages(stages, folder, only=stage, resume=resume, quiet=as_json)
+    observers = scoring([one.recipe for one in stages])
+    result = train_stages(
+        stages, folder, only=stage, resume=resume, quiet=as_json, observers=observers
+    )
     report(result, as_json, "run", _trained)
     if result["interrupted"]:
         raise typer.Exit(128 + result["signal"])
