@@ -55,9 +55,7 @@ class Reader(Judge):
                     )
         return [
             [
-                Detection(
-                    d.shape, d.confidence, d.box, d.mask, d.color, d.size, d.texture
-                )
+                Detection(d.shape, d.confidence, d.box, d.mask, d.color, d.size, d.texture)
                 for d in read(image, self.level).objects
                 if d.shape in wanted
             ]
