@@ -58,22 +58,6 @@ def train(recipe: Recipe, run: Path, resume: bool = False, follow: object = foll
         )
 
 
-def losses(run: Path) -> list[float]:
-    return [m["loss"] for m in metrics(run) if "loss" in m]
-
-
-def test_two_processes_are_one_with_the_whole_batch(tmp_path: Path) -> None:
-    recipe = tiny_recipe({"log_every": 1, "accumulate": 2, "lr": 1e-3})
-    alone = loop.train(
-        recipe, tmp_path / "one", model=tiny_model(recipe), dataset=Random(), quiet=True
-    )
-    both = train(recipe, tmp_path / "two")
-    for key in ("loss", "grad_norm", "mse", "vlb"):
-        one, two = ([m[key] for m in metrics(tmp_path / n) if key in m] for n in ("one", "two"))
-        assert len(one) == 6 and two == pytest.approx(one, rel=1e-5), key
-    assert both["validation"] == pytest.approx(alone["validation"], rel=1e-5)
-
-
 def test_an_interrupted_run_of_two_processes_resumes_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

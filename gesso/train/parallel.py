@@ -128,11 +128,11 @@ class Group:
             self._watch.fault(str(error) if known else f"{type(error).__name__}: {error}")
 
     def end(self) -> None:
-        """Leave the others."""
-        if self._watch is not None:
-            self._watch.stop()
+        """Leave the others; the leader, where they meet, goes last."""
         if dist.is_initialized():
             dist.destroy_process_group()
+        if self._watch is not None:
+            self._watch.leave()
 
     def _put(self, key: str, value: Any) -> None:
         assert self._store is not None

@@ -7,6 +7,7 @@ that stops by itself leaves its reason there, for the others to tell.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -52,9 +53,17 @@ class Watch:
         """Begin, once every process has made its watch."""
         self._thread.start()
 
-    def stop(self) -> None:
+    def leave(self) -> None:
+        """Stop; the first process, which may be home to the store, gives the others time to."""
+        end = time.monotonic() + 2 * SILENCE
+        with contextlib.suppress(RuntimeError):  # the store is gone already
+            self._store.set(f"left/{self.rank}", "")
+            others = [f"left/{r}" for r in range(self.size) if r != self.rank]
+            while self.rank == 0 and not self._store.check(others) and time.monotonic() < end:
+                time.sleep(BEAT / 20)
         self._over.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def fault(self, reason: str) -> None:
         """Leave word why this process stops; the first word of all is kept."""
@@ -91,6 +100,8 @@ class Watch:
             return f"Rank {word['rank']} of {self.size} has stopped: {word['reason']}"
         now = time.monotonic()
         silent = [r for r, (_, at) in list(self._heard.items()) if now - at > silence]
+        # One that has seen the loss before this one, and gone, is not the loss.
+        silent = [r for r in silent if not self._store.check([f"left/{r}"])]
         if not silent:
             return None
         ranks = f"Rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))} of {self.size}"
