@@ -293,6 +293,13 @@ def test_a_gate_holds_the_next_stage_back(call, mini, tmp_path, monkeypatch) -> 
     assert code == 0 and json.loads(out)["stages"][0]["name"] == "captions"
 
 
+def test_a_score_on_scenes_can_be_the_gate(call, mini) -> None:
+    gate = "stages.captions.gate={score: 0.9, per_tag: 1}"
+    refused(
+        call("train", mini, "--run", "r", gate), "captions reached a score of 0", "at least 0.9"
+    )
+
+
 def test_stages_that_cannot_run_say_why(call, mini, tmp_path) -> None:
     misfit = "stages.captions.backbone.hidden_size=48"
     says = ("Stage captions has backbone.hidden_size 48", "stage labels with 32")
