@@ -12,7 +12,7 @@ from functools import partial
 from gesso.experiments import measure
 from gesso.experiments.design import Arm, Claim, Experiment, Job, Numbers
 
-STEPS = 450
+STEPS = 280
 MARGIN = 0.01  # of the held-out loss, within which the two count as equal
 
 

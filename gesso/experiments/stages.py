@@ -10,7 +10,7 @@ from gesso.config import Recipe
 from gesso.experiments import measure
 from gesso.experiments.design import Arm, Claim, Experiment, Job, Numbers
 
-STEPS = 450  # of the arm that sees captions only
+STEPS = 280  # of the arm that sees captions only
 CAPTIONS = 0.6  # share of the compute that the arm with stages has for captions
 COMMON = ["train.ema=0.98", "sample.sampler=euler", "sample.num_inference_steps=12"]
 LABELS = [
