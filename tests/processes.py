@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import socket
@@ -15,6 +16,7 @@ from train_fakes import Random, tiny_model
 
 from gesso.config import Recipe
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command line does
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["torch", "gesso.train.run", "gesso.train.launch", "torch.distributed.fsdp", "diffusers"]
@@ -71,8 +73,11 @@ def _enter(
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ.update(size | place | meeting)
+    code = 0
     try:
         target(*args)
     except GessoError as e:
         print(f"Error: {e}", file=sys.stderr, flush=True)
-        os._exit(2)
+        code = 2
+    atexit._run_exitfuncs()  # as in a process of a launcher's own
+    os._exit(code)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import pkgutil
 import sys
 import warnings
@@ -18,7 +19,7 @@ from gesso.types import GessoError
 
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS),
-    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST),
 )
 
 CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
@@ -31,6 +32,7 @@ for _file in pkgutil.iter_modules(__path__):
 
 def main() -> None:
     """Entry point: bad input is one sentence on stderr and exit code 2, never a traceback."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ frames when a process is lost
     warnings.showwarning = lambda message, *_: print(f"gesso: {message}", file=sys.stderr)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
