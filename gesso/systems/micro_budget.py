@@ -1,0 +1,43 @@
+"""Stretching Each Dollar: a diffusion transformer from nothing for $1,890 (arXiv:2407.15811)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gesso.systems import System
+
+if TYPE_CHECKING:
+    from gesso.experiments.design import Experiment
+
+RECIPE = "micro-budget"
+
+SYSTEM = System(
+    title="Stretching Each Dollar: Diffusion Training from Scratch on a Micro-Budget",
+    paper="2407.15811",
+    adds="deferred patch masking, expert-choice mixtures, layer-wise scaling, EDM, four phases",
+    published="code and weights of a 1.165-billion-parameter model at 512 px (MicroDiT-XL/2), "
+    "trained in 2.6 days on 8 H100",
+    differs="padding of the text is masked, where the authors attend to all 77 tokens of CLIP-H; "
+    "positions of 512 px are those of 256 px stretched, as theirs, without a setting for it",
+    read=[
+        "backbones/microdit.py",
+        "nn/moe.py",
+        "nn/hooks.py",
+        "adapters/deferred_mask.py",
+        "objectives/denoise.py",
+        "diffusion/paths.py",
+        "experiments/masking.py",
+    ],
+    commands=[
+        "gesso train micro-budget",
+        "gesso plan micro-budget-xl --gpus 8 --gpu h100",
+        "gesso reproduce micro-budget --quick",
+    ],
+)
+
+
+def claim() -> list[Experiment]:
+    """The experiments behind `gesso reproduce micro-budget`."""
+    from gesso.experiments import masking
+
+    return [masking.experiment()]
