@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from gesso.train.flops import training_flops
 from gesso.train.folder import RECIPE
 from gesso.train.run import encode_recipe, train_recipe
 
-__all__ = ["Trained", "paint", "recipe", "scenes", "train", "training_flops"]
+__all__ = ["Trained", "paint", "recipe", "scenes", "shared", "train", "training_flops"]
 
 QUICK_STEPS, QUICK_BATCH, QUICK_PICTURES = 4, 8, 64
 
@@ -112,18 +114,27 @@ def paint(run: Path, prompts: list[str]) -> list[np.ndarray]:
     return [np.asarray(image) for image in pipe(prompts, seed=seeds, batch_size=CHUNK).images]
 
 
-def _cache(job: Job, recipe: Recipe) -> Path:
-    """The feature cache of a recipe's data; made by the first job that needs it."""
+@contextmanager
+def shared(job: Job, name: str) -> Iterator[Job]:
+    """A job whose folder belongs to all arms and seeds: one at a time, the others wait.
+
+    For what several arms start from, such as a teacher: who comes second finds it finished.
+    """
     from filelock import FileLock
 
+    job.shared.mkdir(parents=True, exist_ok=True)
+    with FileLock(job.shared / f"{name}.lock"):
+        yield replace(job, folder=job.shared / name)
+
+
+def _cache(job: Job, recipe: Recipe) -> Path:
+    """The feature cache of a recipe's data; made by the first job that needs it."""
     parts = {
         "data": recipe.data.model_dump(exclude={"cache", "caption_weights"}),
         "image": recipe.image_encoder,
         "text": recipe.text_encoder,
     }
     text = json.dumps(parts, sort_keys=True, default=str)
-    folder = job.shared / f"cache-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    job.shared.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        encode_recipe(recipe, folder, quiet=True)
-    return folder
+    with shared(job, f"cache-{hashlib.sha256(text.encode()).hexdigest()[:12]}") as common:
+        encode_recipe(recipe, common.folder, quiet=True)
+    return common.folder
