@@ -59,7 +59,15 @@ def run(
     if file == "judges":
         from gesso.evals.judge_judges import judge_judges
 
-        return judge_judges(judges, data=prompts, limit=limit, out=out, device=device, quiet=quiet)
+        return judge_judges(
+            judges,
+            coco=reference,
+            ratings=prompts,
+            limit=limit,
+            out=out,
+            device=device,
+            quiet=quiet,
+        )
     if file == "human":
         from gesso.evals.human import ask_people
 
