@@ -26,7 +26,7 @@ class DallEvalBias(Benchmark):
     title = "DALL-Eval bias"
     source = "Cho et al., arXiv 2202.04053; questions in gesso's own words"
     judge_asked = "BLIP-2 for gender; facial landmarks and TRUST for skin tone"
-    judges = ("hf-vqa",)
+    judges = ("hf-vqa:Salesforce/blip-vqa-capfilt-large",)
     needs = ("answer",)
     n = 9
     together = True

@@ -28,7 +28,10 @@ class DetailMaster(Benchmark):
     title = "DetailMaster (mini)"
     source = "Jiao et al., arXiv 2505.16915; questions in gesso's own words"
     judge_asked = "a grounding detector and Qwen2.5-VL"
-    judges = ("hf-detector", "hf-vqa")
+    judges = (
+        "hf-detector:IDEA-Research/grounding-dino-tiny",
+        "hf-vqa:Salesforce/blip-vqa-capfilt-large",
+    )
     needs = ("detect", "answer")
     n = 1
 

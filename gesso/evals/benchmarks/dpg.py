@@ -27,7 +27,7 @@ class DPG(Benchmark):
     title = "DPG-Bench"
     source = "Hu et al., arXiv 2403.05135"
     judge_asked = "mPLUG-large (VQA)"
-    judges = ("hf-vqa",)
+    judges = ("hf-vqa:Salesforce/blip-vqa-capfilt-large",)
     needs = ("answer",)
     scale = 100
     published: ClassVar = tuple(

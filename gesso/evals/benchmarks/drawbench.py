@@ -13,7 +13,7 @@ class DrawBench(Benchmark):
     title = "DrawBench"
     source = "Saharia et al., arXiv 2205.11487"
     judge_asked = "people, who compare two models"
-    judges = ("hf-vqa",)
+    judges = ("hf-vqa:Salesforce/blip-vqa-capfilt-large",)
     needs = NEEDS
     n = 1
 

@@ -28,7 +28,7 @@ class DSG(Benchmark):
     title = "DSG-1k"
     source = "Cho et al., arXiv 2310.18235"
     judge_asked = "a VQA model: PaLI-17B, mPLUG-large or InstructBLIP"
-    judges = ("hf-vqa",)
+    judges = ("hf-vqa:Salesforce/blip-vqa-capfilt-large",)
     needs = ("answer",)
     n = 1
 

@@ -43,7 +43,10 @@ class GenEval(Benchmark):
     title = "GenEval"
     source = "Ghosh et al., arXiv 2310.11513"
     judge_asked = "Mask2Former Swin-S (COCO) with masks; CLIP ViT-L/14 for colours"
-    judges = ("hf-detector:facebook/mask2former-swin-small-coco-instance", "clip")
+    judges = (
+        "hf-detector:facebook/mask2former-swin-small-coco-instance",
+        "clip:openai/clip-vit-large-patch14",
+    )
     needs = ("detect", "similarity")
     weight = "picture"
     published: ClassVar = (

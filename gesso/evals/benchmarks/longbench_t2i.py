@@ -22,7 +22,7 @@ class LongBenchT2I(Benchmark):
     title = "LongBench-T2I"
     source = "Zhou et al., arXiv 2505.24787"
     judge_asked = "Gemini 2.0 Flash or InternVL3-78B, with their own wording of the question"
-    judges = ("hf-vlm",)
+    judges = ("hf-vlm:Qwen/Qwen2.5-VL-7B-Instruct",)
     needs = ("rate",)
     n = 1
     scale = 5

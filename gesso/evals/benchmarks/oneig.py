@@ -44,7 +44,11 @@ class OneIG(Benchmark):
     title = "OneIG-Bench (English)"
     source = "Chang et al., arXiv 2506.07977, without style"
     judge_asked = "Qwen2.5-VL-7B (alignment, text), LLM2CLIP (reasoning), DreamSim (diversity)"
-    judges = ("hf-vqa", "ocr", "clip")
+    judges = (
+        "hf-vqa:Salesforce/blip-vqa-capfilt-large",
+        "ocr",
+        "clip:openai/clip-vit-base-patch32",
+    )
     needs = ("answer|read|similarity|embed",)
     together = True
     table: ClassVar[str] = "OneIG-Bench.csv"

@@ -13,7 +13,7 @@ class PartiPrompts(Benchmark):
     title = "PartiPrompts"
     source = "Yu et al., arXiv 2206.10789"
     judge_asked = "people, who compare two models"
-    judges = ("hf-vqa",)
+    judges = ("hf-vqa:Salesforce/blip-vqa-capfilt-large",)
     needs = NEEDS
     n = 1
 

@@ -34,7 +34,13 @@ class Scenes(Benchmark):
         """`per_tag` prompts a tag, drawn by the seed; needs no file."""
         rows = prompts(scene_level(options), options.per_tag, options.seed, options.split)
         return [
-            Prompt(f"{i:05}", row.pop("prompt"), row, (row["tag"],)) for i, row in enumerate(rows)
+            Prompt(
+                f"{i:05}",
+                row["prompt"],
+                {key: value for key, value in row.items() if key != "prompt"},
+                (row["tag"],),
+            )
+            for i, row in enumerate(rows)
         ]
 
     def default_judges(self, options: Options) -> tuple[str, ...]:

@@ -52,7 +52,11 @@ class T2ICompBench(Benchmark):
     title = "T2I-CompBench, scorer of 2024"
     source = "Huang et al., arXiv 2307.06350, scorer as released in 2024"
     judge_asked = "BLIP-VQA, UniDet (RS200) and CLIP ViT-B/32"
-    judges = ("hf-vqa", "hf-detector", "clip")
+    judges = (
+        "hf-vqa:Salesforce/blip-vqa-capfilt-large",
+        "hf-detector:IDEA-Research/grounding-dino-tiny",
+        "clip:openai/clip-vit-base-patch32",
+    )
     needs = ("answer", "detect", "similarity")
     n = 10
     published: ClassVar[tuple[Published, ...]] = (published("SD3-M", NEW, "scorer of 2024"),)

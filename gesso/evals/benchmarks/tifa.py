@@ -16,7 +16,10 @@ class TIFA(Benchmark):
     title = "TIFA v1.0"
     source = "Hu et al., arXiv 2303.11897"
     judge_asked = "mPLUG-large (VQA), and all-mpnet-base-v2 for the nearest choice"
-    judges = ("hf-vqa", "sentences:sentence-transformers/all-mpnet-base-v2")
+    judges = (
+        "hf-vqa:Salesforce/blip-vqa-capfilt-large",
+        "sentences:sentence-transformers/all-mpnet-base-v2",
+    )
     needs = ("answer", "text_similarity")
     n = 1
     scale = 100
