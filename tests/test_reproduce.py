@@ -191,6 +191,13 @@ def test_bad_requests_are_one_sentence(toy, call):
     assert "Traceback" not in err and len(err.strip().splitlines()) == 1
 
 
+def test_numbers_read_well():
+    said = [results.number(v) for v in (0.1234, 4.5678, 78.91, 1234.5, None)]
+    assert said == ["0.123", "4.568", "78.9", "1,234", "–"]
+    assert results.with_spread({"mean": 253.1, "sd": 2.345}) == "253.1 ± 2.3"
+    assert results.with_spread({"mean": 0.5, "sd": None}) == "0.500"
+
+
 A_BEATS_B = Claim("a beats b", "score", {"a": 1, "b": -1})
 
 

@@ -113,15 +113,12 @@ def _values(results: list[dict[str, Any]], metric: str) -> list[float]:
     return [v for v in values if not math.isnan(v)]
 
 
-def number(value: float | None) -> str:
-    """Three significant digits, thousands with commas: 0.123, 4.56, 78.9, 1,234."""
+def number(value: float | None, like: float | None = None) -> str:
+    """Three decimals, and fewer for large numbers (as many as `like` has): 0.123, 78.9, 1,234."""
     if value is None or math.isnan(value):
         return "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    if value == 0 or abs(value) < 1:
-        return f"{value:.3f}"
-    return f"{value:.3g}"
+    size = abs(value if like is None else like)
+    return f"{value:,.{3 if size < 10 else 1 if size < 1000 else 0}f}"
 
 
 def with_spread(cell: dict[str, Any] | None) -> str:
@@ -130,7 +127,7 @@ def with_spread(cell: dict[str, Any] | None) -> str:
         return "–"
     if not cell["sd"]:  # one seed, or a number that does not depend on the seed
         return number(cell["mean"])
-    return f"{number(cell['mean'])} ± {number(cell['sd'])}"
+    return f"{number(cell['mean'])} ± {number(cell['sd'], cell['mean'])}"
 
 
 def table(summary: dict[str, Any]) -> list[list[str]]:
