@@ -1,7 +1,8 @@
 """BLIP's question answerer (Li et al., arXiv 2201.12086): free answers, and P(yes).
 
 The picture is encoded once for all its questions. With choices, the answer is the choice that the
-decoder finds likeliest (the authors' ranking); P(yes) = L(yes) / (L(yes) + L(no)).
+decoder finds likeliest (the authors' ranking); P(yes) = L(yes) / (L(yes) + L(no)). Only questions
+of equal length share a batch: the decoder of transformers attends to padded questions' padding.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from gesso.evals.types import YES_NO, Answer, Image, Judge
 
 ABILITIES = ("answer",)
 MAX_ANSWER = 10  # tokens of a free answer
+MAX_QUESTION = 512
 
 
 class Config(NetworkConfig):
@@ -44,6 +46,9 @@ class HFVQA(Judge):
     ) -> list[Answer]:
         """Replies; none is an abstention, unless the network gives numbers that are not finite."""
         unique, place = same_pictures(images)
+        tokens = self.net.processor.tokenizer(
+            list(questions), truncation=True, max_length=MAX_QUESTION
+        )["input_ids"]
         # So many pictures at a time that their features stay small; their questions in batches.
         chunk = 8 * self.batch_size
         answers: dict[int, Answer] = {}
@@ -53,10 +58,10 @@ class HFVQA(Judge):
             replies = in_batches(
                 lambda some, mine=mine, seen=seen, start=start: self._reply(  # type: ignore[misc]
                     torch.stack([seen[place[mine[i]] - start] for i in some]),
-                    [questions[mine[i]] for i in some],
+                    torch.tensor([tokens[mine[i]] for i in some]),
                     choices[mine[some[0]]],
                 ),
-                [tuple(choices[i]) for i in mine],
+                [(len(tokens[i]), tuple(choices[i])) for i in mine],
                 self.batch_size,
             )
             answers.update(zip(mine, replies, strict=True))
@@ -75,22 +80,14 @@ class HFVQA(Judge):
 
         return in_batches(run, [0] * len(images), self.batch_size)
 
-    def _reply(self, seen: Tensor, questions: list[str], choices: tuple[str, ...]) -> list[Answer]:
-        """Answers to a batch of questions with the same choices; seen [B, P, D]."""
-        batch = self.net.processor.tokenizer(
-            questions, padding=True, truncation=True, max_length=512, return_tensors="pt"
-        ).to(self.net.device)
-        mask = batch["attention_mask"]
+    def _reply(self, seen: Tensor, ids: Tensor, choices: tuple[str, ...]) -> list[Answer]:
+        """Answers to questions ids [B, L] with the same choices; seen [B, P, D]."""
         asked = self.net.model.text_encoder(
-            input_ids=batch["input_ids"],
-            attention_mask=mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], device=seen.device),
-            return_dict=False,
+            input_ids=ids.to(self.net.device), encoder_hidden_states=seen, return_dict=False
         )[0]  # [B, L, D]
         if not choices:
-            return self._free(asked, mask)
-        likelihood = self._likelihood(asked, mask, choices)  # [B, C]
+            return self._free(asked)
+        likelihood = self._likelihood(asked, choices)  # [B, C]
         share = likelihood.softmax(-1)
         answers = []
         for row in share.tolist():
@@ -102,11 +99,10 @@ class HFVQA(Judge):
             answers.append(Answer(choice, choice, p_yes))
         return answers
 
-    def _free(self, asked: Tensor, mask: Tensor) -> list[Answer]:
+    def _free(self, asked: Tensor) -> list[Answer]:
         ids = self.net.model.text_decoder.generate(
             input_ids=torch.full((len(asked), 1), self.start, device=asked.device),
             encoder_hidden_states=asked,
-            encoder_attention_mask=mask,
             eos_token_id=self.end,
             pad_token_id=self.pad,
             max_new_tokens=MAX_ANSWER,
@@ -115,7 +111,7 @@ class HFVQA(Judge):
         texts = self.net.processor.tokenizer.batch_decode(ids[:, 1:], skip_special_tokens=True)
         return [Answer(text.strip()) for text in texts]
 
-    def _likelihood(self, asked: Tensor, mask: Tensor, choices: tuple[str, ...]) -> Tensor:
+    def _likelihood(self, asked: Tensor, choices: tuple[str, ...]) -> Tensor:
         """Log-likelihood [B, C] of each choice with its end token, in nats."""
         tokens = self.net.processor.tokenizer(list(choices), add_special_tokens=False)["input_ids"]
         length = max(map(len, tokens)) + 1
@@ -131,7 +127,6 @@ class HFVQA(Judge):
             logits = self.net.model.text_decoder(
                 input_ids=ids[kept].expand(len(asked), -1),
                 encoder_hidden_states=asked,
-                encoder_attention_mask=mask,
             ).logits  # [B, n + 1, V]
             logs = logits.float().log_softmax(-1)
             picked = logs.gather(-1, targets[kept].expand(len(asked), -1)[..., None])
