@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,9 @@ def scenarios(folder: Path) -> None:
     processes.train(recipe_for(shard="full"), folder / "sharded")
     processes.train(recipe_for(shard="full", accumulate=2), folder / "sharded-accumulated")
     processes.train(recipe_for(shard="full", save_async=True), folder / "async")
+    recomputed = recipe_for(shard="full", checkpoint_activations=True)
+    processes.train(recomputed, folder / "recomputed")
+    processes.train(recipe_for(shard="full", dtype="bfloat16"), folder / "bfloat16")
     processes.train(recipe_for(shard="full", steps=3), folder / "stopped")
     processes.train(recipe_for(shard="full"), folder / "stopped", resume=True)
     processes.train(recipe_for(shard="full"), folder / "from-one-sharded", resume=True)
@@ -78,10 +84,16 @@ def close(a: Path, b: Path, atol: float) -> None:
             torch.testing.assert_close(one[key].whole(), other[key].whole(), rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("how", ["replicated", "sharded", "async"])
+@pytest.mark.parametrize("how", ["replicated", "sharded", "async", "recomputed"])
 def test_two_processes_are_one_with_the_whole_batch(runs: Path, how: str) -> None:
     alike(runs / "one", runs / how)
     close(at(runs / "one"), at(runs / how), atol=2e-6)
+
+
+def test_in_bfloat16_they_nearly_are(runs: Path) -> None:
+    alike(runs / "one", runs / "bfloat16", rel=2e-2)
+    saved = every_tensor(at(runs / "bfloat16"))
+    assert all(v.dtype == torch.float32 for v in saved.values() if v.is_floating_point())
 
 
 @pytest.mark.parametrize("how", ["replicated", "sharded"])
@@ -319,3 +331,52 @@ def test_what_one_process_meets_all_tell(tmp_path: Path) -> None:
     own, other = ((tmp_path / f"said-{rank}").read_text() for rank in (1, 0))
     assert own == "The shard 64x64-000001.safetensors ends early."
     assert other == f"Rank 1 of 2 has stopped: {own}"
+
+
+LIMIT = 150_000  # bytes of a file; the optimiser's is larger, the metrics' are not
+
+
+def fills(folder: Path) -> None:
+    """Train on a disk with room for the first process's pieces but not for the second's."""
+    if os.environ.get("RANK") == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+    try:
+        processes.train(recipe_for(shard="full"), folder, resume=True)
+    except GessoError as e:
+        (folder / f"said-{os.environ['RANK']}").write_text(str(e))
+        raise
+
+
+def test_a_disk_that_one_process_fills_leaves_the_checkpoint_before(
+    runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs / "sharded", tmp_path / "run")
+    shutil.rmtree(at(tmp_path / "run"))
+    assert processes.wait(processes.start(2, fills, tmp_path / "run")) == [2, 2]
+    for rank in (0, 1):
+        said = (tmp_path / "run" / f"said-{rank}").read_text()
+        assert "optimizer-1-of-2.safetensors: " in said and "step-000003 is intact" in said
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000003"]
+    equal(at(runs / "sharded", 3), at(tmp_path / "run", 3))
+
+
+@pytest.mark.slow
+def test_torchrun_trains_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(
+        "name: small\n"
+        "image_encoder: {name: tiny}\n"
+        "text_encoder: {name: learned, width: 32, depth: 1, heads: 2, max_tokens: 12}\n"
+        "backbone: {name: pixart, depth: 2, hidden_size: 32, num_heads: 2}\n"
+        "data: {source: {name: scenes, level: 1, count: 64}, size: 64}\n"
+        "train: {steps: 6, batch_size: 4, log_every: 1, device: cpu, save_every: 3}\n"
+        "validation: {holdout: 8}\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--"]
+    train = ["gesso", "train", str(recipe), "train.shard=full", "--run", str(tmp_path / "two")]
+    alone = [sys.executable, "-m", "gesso", "train", str(recipe), "--run", str(tmp_path / "one")]
+    for command in (launcher + train, alone):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Paint with it") == 1
+    alike(tmp_path / "one", tmp_path / "two")

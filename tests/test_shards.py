@@ -112,6 +112,9 @@ def test_missing_and_truncated_shards_are_named(folder: Path) -> None:
     shard = sorted(folder.glob("*.safetensors"))[1]
     data = shard.read_bytes()
     shard.write_bytes(data[:-1])
+    with pytest.raises(GessoError, match=f"{shard.name} ends early"):
+        opened(folder)
+    shard.write_bytes(data + bytes(1))
     with pytest.raises(GessoError, match=f"{shard.name} is not the one"):
         opened(folder)
     shard.unlink()

@@ -122,11 +122,13 @@ def open_cache(
 def _open_listed(path: Path, info: ShardInfo) -> Shard:
     if not path.is_file():
         raise GessoError(f"The shard {path} is missing: run `gesso encode` again to make it.")
-    shard = open_shard(path) if path.stat().st_size == info.bytes else None
+    size = path.stat().st_size
+    shard = open_shard(path) if size == info.bytes else None
     if shard is None or len(shard) != info.rows:
+        what = "ends early" if size < info.bytes else "is not the one that was written"
         raise GessoError(
-            f"The shard {path} is not the one that was written (its size differs): delete it and "
-            f"run `gesso encode` again, which makes only what is missing."
+            f"The shard {path} {what} ({size} bytes, {info.bytes} were written): delete it and run "
+            f"`gesso encode` again, which makes only what is missing."
         )
     return shard
 

@@ -143,19 +143,20 @@ def write(folder: Path, parts: Mapping[str, Mapping[str, Piece]], shard: tuple[i
         shard: (this process, how many write pieces).
 
     Raises:
-        OSError, SafetensorError: a full disk, ...
+        OSError: a full disk, ...; names the file.
     """
     (folder / "state").mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         pieces = {k: p for k, p in parts[part].items() if p.tensor.numel() or not p.start}
         starts = {k: {START: list(p.start)} for k, p in pieces.items()}
         file = folder / "state" / _file(part, *shard)
-        save_file(
-            {k: p.tensor.detach().cpu().contiguous() for k, p in pieces.items()},
-            file,
-            metadata={OFFSETS: json.dumps(starts)} if shard[1] > 1 else None,
-        )
-        sync(file)
+        tensors = {k: p.tensor.detach().cpu().contiguous() for k, p in pieces.items()}
+        header = {OFFSETS: json.dumps(starts)} if shard[1] > 1 else None
+        try:
+            save_file(tensors, file, metadata=header)
+            sync(file)
+        except (OSError, SafetensorError) as e:
+            raise OSError(f"{file.name}: {e}") from e
 
 
 def commit(run: Path, numbers: Mapping[str, Any], shards: int, keep: int, keep_every: int) -> Path:
