@@ -130,7 +130,8 @@ def test_cmmd_and_manifolds_equal_brute_force(monkeypatch):
 
 
 def test_inception_gives_the_features_of_torch_fidelity(tmp_path):
-    network = Inception().eval()
+    with torch.device("meta"):
+        network = Inception()
     rng = np.random.default_rng(5)
     state = {}
     for name, value in network.state_dict().items():
@@ -142,7 +143,7 @@ def test_inception_gives_the_features_of_torch_fidelity(tmp_path):
         elif name.endswith("bn.weight"):
             state[name] = 1 + 0.1 * drawn
         else:
-            state[name] = 0.1 * drawn if value.is_floating_point() else value
+            state[name] = 0.1 * drawn if value.is_floating_point() else torch.tensor(0)
     file = tmp_path / "inception.pth"
     torch.save(state, file)
     judge = inception.build(inception.Config(path=str(file)), "cpu")
@@ -222,7 +223,7 @@ def test_references_of_other_tools_and_broken_ones(sets):
     np.savez(place / "coco.npz", mu=rows.mean(0), sigma=np.cov(rows.T))
     ours = measure("fid", [place / "mine"], reference=place / "theirs", out=place, quiet=True)
     npz = measure("fid", [place / "mine"], reference=place / "coco.npz", out=place, quiet=True)
-    assert npz["results"][0]["overall"] == pytest.approx(ours["results"][0]["overall"], rel=1e-9)
+    assert npz["results"][0]["overall"] == pytest.approx(ours["results"][0]["overall"], rel=1e-6)
     assert npz["results"][0]["name"].endswith("@coco")
     np.savez(place / "pickled.npz", mu=np.array([{}], object), sigma=np.eye(2))
     (place / "broken.safetensors").write_bytes(b"123")

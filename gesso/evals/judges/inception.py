@@ -48,8 +48,7 @@ class InceptionJudge(Judge):
         self.options, self.device = options, pick_device(device)
         self.batch_size = options.batch_size
         self.abilities = ABILITIES
-        self._network = Inception().requires_grad_(False).eval()
-        _load(self._network, file)
+        self._network = _load(file).requires_grad_(False).eval()
         kind = options.resize + ("" if options.dtype == "float32" else f"-{options.dtype}")
         self.name = f"inception-{kind}:{file.name}"
         self.versions = versions("torch", "pillow")
@@ -95,8 +94,8 @@ def bilinear(image: Image) -> Tensor:
     return 2 * resized[0] - 1
 
 
-def _load(network: Inception, file: Path) -> None:
-    """Fill the network; of a pickled file tensors are read and nothing is run.
+def _load(file: Path) -> Inception:
+    """The network; of a pickled file tensors are read and nothing is run.
 
     Raises:
         GessoError: no such file, or not these weights.
@@ -111,7 +110,10 @@ def _load(network: Inception, file: Path) -> None:
             tensors = read_safetensors(file)
         else:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
-        network.load_state_dict(tensors)
+        with torch.device("meta"):
+            network = Inception()
+        network.load_state_dict(tensors, assign=True)
+        return network.float()
     except (RuntimeError, pickle.UnpicklingError, AttributeError, EOFError, ValueError) as e:
         raise GessoError(
             f"{str(file)!r} is no Inception-v3 of 2015 ({str(e).splitlines()[0].rstrip(':')}): "

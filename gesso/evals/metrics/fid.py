@@ -42,10 +42,16 @@ def frechet(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.nda
     eigenvalue, so the root is real at any rank, where that of C1 C2 itself is not.
     """
     values, vectors = np.linalg.eigh(cov1)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    root = (vectors * roots(values)) @ vectors.T
     between = np.linalg.eigvalsh(root @ cov2 @ root)
-    trace = np.trace(cov1) + np.trace(cov2) - 2 * np.sqrt(between.clip(min=0)).sum()
+    trace = np.trace(cov1) + np.trace(cov2) - 2 * roots(between).sum()
     return float(((mean1 - mean2) ** 2).sum() + trace)
+
+
+def roots(values: np.ndarray) -> np.ndarray:
+    """Square roots of eigenvalues; what is zero but for rounding is zero."""
+    noise = values.max() * len(values) * np.finfo(np.float64).eps
+    return np.sqrt(np.where(values > noise, values, 0.0))
 
 
 def build(judge: Judge) -> FID:
