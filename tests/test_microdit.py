@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gesso.backbones.microdit import SIZES, Config, MicroDiT
+from gesso.nn.compile import compile_blocks
 from gesso.nn.moe import ExpertChoice
 from gesso.types import Cond, GessoError
 
@@ -245,6 +247,23 @@ def test_later_blocks_are_wider() -> None:
     dense = [block.mlp.w1.out_features for block in blocks[::2]]
     assert dense[0] == 512 and dense[-1] == 2816 and dense == sorted(dense)  # 2/3, in 256es
     assert {block.cross_attn.proj.in_features for block in blocks} == {1024}
+
+
+def test_every_width_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More widths than the 8 graphs of one function that the compiler makes by itself."""
+    from torch._dynamo.testing import CompileCounter
+
+    graphs = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    torch._dynamo.reset()
+    options = SMALL | {"depth": 12, "head_dim": 4, "multiple_of": 4, "mixer_depth": 1}
+    model = MicroDiT(Config(**options))
+    widths = {tuple(p.shape for p in block.parameters()) for block in model.blocks}
+    assert len(widths) == 12
+    compile_blocks([model])
+    before = graphs.frame_count
+    model(torch.randn(2, 4, 4, 4), torch.zeros(2), text()).value.sum().backward()
+    assert graphs.frame_count - before == 12 + 1  # and the mixer's
 
 
 def test_initial_state() -> None:

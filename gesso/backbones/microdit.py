@@ -12,6 +12,7 @@ L text tokens, D width of the blocks or of the mixer.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -45,17 +46,15 @@ class Config(BaseConfig):
     patch_size: int = Field(default=2, ge=1)
     in_channels: int = Field(default=4, ge=1)
     text_dim: int = Field(default=128, ge=1)  # width of the text encoder's tokens
-    # Layer-wise scaling: from the first block to the last, hidden width of the MLP and width of
-    # self-attention as multiples of hidden_size. The mixer has the last block's.
+    # Layer-wise scaling: widths of MLP and self-attention over hidden_size, from the first block to
+    # the last one, whose the mixer has, too.
     mlp_ratio: tuple[float, float] = (4.0, 4.0)
     attention_ratio: tuple[float, float] = (1.0, 1.0)
     multiple_of: int = Field(default=64, ge=1)  # hidden widths are rounded up to
     experts: int = Field(default=0, ge=0)  # of every second block but the last; 0: dense blocks
     capacity: float = Field(default=2.0, gt=0)  # experts that choose a token, in the mean
     base_size: int = Field(default=8, ge=1)  # side of the first training grid in tokens
-    # Standard deviation of initial weights; 0.02 suits the published widths, and narrow models
-    # learn to read sooner with width**-0.5.
-    init_std: float = Field(default=0.02, gt=0)
+    init_std: float = Field(default=0.02, gt=0)  # narrow models read sooner with width**-0.5
 
 
 def _published(depth: int, width: int, head_dim: int, mixer: tuple[int, int]) -> Config:
@@ -90,12 +89,10 @@ class Block(nn.Module):
     """Self-attention, cross-attention, MLP or experts; adaLN by a linear layer of the block's own.
 
     Args:
-        dim, head_dim: widths.
+        dim, cond_dim: widths of the tokens and of the condition that modulates.
         mlp_ratio, attention_ratio: inner widths over dim.
-        cond_dim: width of the condition that modulates.
         experts: of the MLP; 0: a SwiGLU.
         out_std: initial standard deviation of what writes to the residual stream.
-        config: the rest.
     """
 
     def __init__(
@@ -138,7 +135,10 @@ class Block(nn.Module):
 
 
 class MixerBlock(Block):
-    """A block of the patch-mixer. A class of its own, as it is compiled for all N tokens."""
+    """A block of the patch-mixer, with a function of its own to compile: it sees all N tokens."""
+
+    def forward(self, x: Tensor, text: Any, bias: Tensor | None, c: Tensor) -> Tensor:
+        return super().forward(x, text, bias, c)
 
 
 class FinalLayer(nn.Module):
@@ -239,7 +239,6 @@ class MicroDiT(nn.Module):
 
         Args:
             cond: as `forward` takes it. Weights must not change while the result is in use.
-            times: unused.
         """
         ready = self._embed(cond.trim())
         blocks = [*self.patch_mixer, *self.blocks] if self.config.mixer_depth else self.blocks

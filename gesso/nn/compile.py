@@ -40,6 +40,11 @@ def compile_blocks(networks: Iterable[nn.Module], *, learning: bool = True) -> b
             reason = (str(e).strip() or type(e).__name__).splitlines()[0]
             warnings.warn(f"Nothing compiles, so all is slower: {reason[:200]}", stacklevel=2)
             return False
+    # Blocks of one class and different widths are a graph each, and beyond a limit of 8 graphs the
+    # compiler silently leaves a function as it is. 8 more are for other sizes.
+    kinds = {(type(b), *(p.shape for p in b.parameters())) for n in networks for b in _blocks(n)}
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, len(kinds) + 8)
     compiled: dict[type, Callable[..., Tensor]] = {}
     for network in networks:
         for block in _blocks(network):
