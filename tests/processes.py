@@ -47,7 +47,7 @@ def start(n: int, target: Callable[..., object], *args: Any) -> list[BaseProcess
     return found
 
 
-def wait(processes: list[BaseProcess], seconds: float = 60) -> list[int | None]:
+def wait(processes: list[BaseProcess], seconds: float = 180) -> list[int | None]:
     """The exit codes; what has not ended in time is killed, and its code is -9."""
     end = time.monotonic() + seconds
     for process in processes:

@@ -61,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processes.train(recipe_for(accumulate=2), folder / "one-accumulated")
     for name in ("from-one-sharded", "from-one-replicated"):
         processes.train(recipe_for(steps=3), folder / name)
-    assert processes.wait(processes.start(2, scenarios, folder)) == [0, 0]
+    assert processes.wait(processes.start(2, scenarios, folder), 400) == [0, 0]
     return folder
 
 
@@ -212,7 +212,7 @@ def until_done(
     rng, met = random.Random(seed), {"running": 0, "writing": 0}
     for moment, delay in kills:
         started = processes.start(n, slowly, recipe, run, True)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         log = run / "metrics.jsonl"
         before = log.stat().st_mtime_ns if log.exists() else 0
         folder = run / checkpoint.FOLDER
@@ -230,12 +230,12 @@ def until_done(
         victim = rng.choice(started)
         met["running"] += victim.is_alive()
         victim.kill()
-        processes.wait(started, 30)
+        processes.wait(started)
         met["writing"] += writing()
         for whole in checkpoint.checkpoints(run):
             checkpoint.load(whole)  # every folder with a checkpoint's name is one
             assert every_tensor(whole)
-    assert processes.wait(processes.start(n, slowly, recipe, run, True), 120) == [0] * n
+    assert processes.wait(processes.start(n, slowly, recipe, run, True), 600) == [0] * n
     return met
 
 
@@ -274,7 +274,7 @@ def test_a_sharded_run_with_a_killed_process_is_never_stopped(tmp_path: Path) ->
 def test_twenty_kills_are_never_felt(tmp_path: Path, n: int, options: dict[str, Any]) -> None:
     recipe = recipe_for(**KILLED | {"steps": 60}, **options)
     whole = processes.start(n, slowly, recipe, tmp_path / "whole", False)
-    assert processes.wait(whole, 120) == [0] * n
+    assert processes.wait(whole, 600) == [0] * n
     met = until_done(n, recipe, tmp_path / "run", kills(22, seed=3), seed=3)
     assert met["running"] >= 20 and met["writing"] >= 3
     equal(at(tmp_path / "whole", 60), at(tmp_path / "run", 60))
@@ -299,11 +299,11 @@ def stalls(recipe: Recipe, run: Path) -> None:
 
 @pytest.mark.parametrize("shard", ["none", "full"])
 def test_a_process_that_hangs_is_named_within_the_timeout(tmp_path: Path, shard: str) -> None:
-    recipe = recipe_for(shard=shard, timeout=3.0)
+    recipe = recipe_for(shard=shard, timeout=10.0)
     started = processes.start(2, stalls, recipe, tmp_path / "run")
     begun = time.monotonic()
-    started[0].join(60)
-    assert started[0].exitcode == 2 and time.monotonic() - begun < 60
+    started[0].join(120)
+    assert started[0].exitcode == 2 and time.monotonic() - begun < 120
     processes.wait(started, 0)
     said = (tmp_path / "run" / "said").read_text()
     assert "Rank 1 of 2 ended without a word" in said and "--resume" in said

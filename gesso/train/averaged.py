@@ -22,7 +22,8 @@ class Averaged:
     """Shows the averaged weights in whole modules.
 
     Where every process has all weights they are swapped into the model that is trained. Where they
-    are sharded the leader keeps a copy of the model, in its own memory, that they are gathered into.
+    are sharded the leader keeps a copy of the model, in its own memory, which they are gathered
+    into.
 
     Attributes:
         model, objective: those that are shown.
