@@ -5,8 +5,8 @@ on disk to verdicts with replies kept, against the bare network on tensors at ha
     python benchmarks/evaluate.py yolox WEIGHTS PHOTOS      a folder each
     python benchmarks/evaluate.py vqa                       BLIP-VQA base with random weights
 
-Prints both rates and their ratio, and the machine's load while it ran. Rounds alternate, so that a
-neighbour's load hits both sides.
+Prints both rates and their ratio, by the clock and in CPU seconds (which a neighbour's load does not
+change much), and the machine's load while it ran. Rounds alternate.
 """
 
 from __future__ import annotations
@@ -87,17 +87,25 @@ def compare(name: str, n: int, whole: Callable[[], None], bare: Callable[[], Non
     """Alternate, and print medians."""
     whole(), bare()  # warm-up
     seconds: dict[str, list[float]] = {"whole": [], "bare": []}
+    cpu: dict[str, list[float]] = {"whole": [], "bare": []}
     for _ in range(rounds):
         for key, run in (("bare", bare), ("whole", whole)):
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             run()
             seconds[key].append(time.perf_counter() - start)
-    ratio = statistics.median(b / w for b, w in zip(seconds["bare"], seconds["whole"], strict=True))
+            cpu[key].append(time.process_time() - used)
+
+    def ratio(values: dict[str, list[float]]) -> float:
+        return statistics.median(
+            b / w for b, w in zip(values["bare"], values["whole"], strict=True)
+        )
+
     rates = {key: n / statistics.median(values) for key, values in seconds.items()}
     print(
-        f"{name}: {rates['whole']:.1f} pictures/s, bare network {rates['bare']:.1f}, ratio "
-        f"{ratio:.2f} (median of {rounds} rounds of {n} pictures, {torch.get_num_threads()} "
-        f"threads, load {os.getloadavg()[0]:.1f})",
+        f"{name}: {rates['whole']:.1f} pictures/s, bare network {rates['bare']:.1f}; the network is "
+        f"{ratio(seconds):.0%} of the time and {ratio(cpu):.0%} of the CPU seconds, "
+        f"{n / statistics.median(cpu['whole']):.0f} pictures a CPU second (median of {rounds} rounds "
+        f"of {n} pictures, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f})",
         flush=True,
     )
 

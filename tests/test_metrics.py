@@ -2,6 +2,7 @@
 
 import json
 
+import judge_fakes as fakes
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from gesso.evals import measure as measuring
 from gesso.evals.inception import Inception
 from gesso.evals.judges import inception
+from gesso.evals.judging import open_judge
 from gesso.evals.measure import measure, pinned_name
 from gesso.evals.metric import Moments, Rows
 from gesso.evals.metrics import cmmd, fid, kid, precision_recall
@@ -278,3 +280,24 @@ def test_a_name_pins_what_the_number_hangs_on(tmp_path):
         "fid-small-clean-30k@coco2014val"
     )
     assert pinned_name("clip_score", judge, 1234, None) == "clip-score-small-clean-1234"
+
+
+def test_the_aesthetic_head_is_the_product_of_its_layers(tmp_path):
+    path = fakes.clip(tmp_path / "clip")
+    rng = np.random.default_rng(1)
+    widths, tensors = (12, 1024, 128, 64, 16, 1), {}
+    for i, place in enumerate((0, 2, 4, 6, 7)):
+        shape = (widths[i + 1], widths[i])
+        tensors[f"layers.{place}.weight"] = torch.from_numpy(rng.normal(0, 0.1, shape)).float()
+        tensors[f"layers.{place}.bias"] = torch.from_numpy(rng.normal(0, 0.1, shape[0])).float()
+    torch.save(tensors, tmp_path / "head.pth")
+    judge = open_judge(f"aesthetic:path={path},head={tmp_path / 'head.pth'}")
+    images = [rng.integers(0, 256, (32, 32, 3)).astype(np.uint8) for _ in range(3)]
+    x = judge.clip.embed(images).T
+    for place in (0, 2, 4, 6, 7):
+        x = tensors[f"layers.{place}.weight"].numpy() @ x
+        x = x + tensors[f"layers.{place}.bias"].numpy()[:, None]
+    assert judge.score(images, [""] * 3) == pytest.approx(x[0].tolist(), abs=1e-4)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "head.pth")
+    with pytest.raises(GessoError, match="is no aesthetic head"):
+        open_judge(f"aesthetic:path={path},head={tmp_path / 'head.pth'}")

@@ -75,12 +75,17 @@ class YOLOX(Judge):
         """Decode raw outputs [N, 85] and keep one box of each object."""
         import cv2
 
+        likely = rows[:, 4] > self.options.floor  # a score is no higher than its objectness
+        boxes, rows = (
+            decode(rows, self.size)[likely] / scale,
+            rows[likely],
+        )  # in the picture's pixels
         asked = np.fromiter(names, int)
         scores = rows[:, 4:5] * rows[:, 5 + asked]  # [N, asked]: objectness times class
         at, which = np.nonzero(scores > self.options.floor)
         if not len(at):
             return []
-        boxes = decode(rows, self.size)[at] / scale  # [M, 4] in pixels of the picture
+        boxes = boxes[at]  # [M, 4]
         confidence = scores[at, which]
         corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
         kept = cv2.dnn.NMSBoxesBatched(
@@ -114,10 +119,10 @@ def letterbox(image: Image, size: int) -> tuple[np.ndarray, float]:
     height, width = image.shape[:2]
     scale = min(size / height, size / width)
     inner = (max(1, int(width * scale)), max(1, int(height * scale)))
-    canvas = np.full((size, size, 3), PADDING, np.float32)
-    resized = cv2.resize(image[..., ::-1], inner, interpolation=cv2.INTER_LINEAR)
-    canvas[: inner[1], : inner[0]] = resized
-    return np.ascontiguousarray(canvas.transpose(2, 0, 1)[None]), scale
+    canvas = np.full((1, 3, size, size), PADDING, np.float32)
+    resized = cv2.resize(image, inner, interpolation=cv2.INTER_LINEAR)
+    canvas[0, :, : inner[1], : inner[0]] = resized[..., ::-1].transpose(2, 0, 1)
+    return canvas, scale
 
 
 def decode(rows: np.ndarray, size: int) -> np.ndarray:
