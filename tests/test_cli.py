@@ -124,7 +124,8 @@ def test_a_full_disk_is_one_sentence(call, model_folder):
 def test_systems_lists_and_explains(call):
     code, out, _ = call("systems", "--json")
     rows = json.loads(out)
-    assert code == 0 and rows[0]["name"] == "pixart-alpha" and rows[0]["paper"] == "2310.00426"
+    papers = {row["name"]: row["paper"] for row in rows}
+    assert code == 0 and papers["pixart-alpha"] == "2310.00426"
     code, out, _ = call("systems", "pixart-alpha")
     assert code == 0 and "backbones/pixart.py" in out
     code, _, err = call("systems", "pixart-beta")
@@ -204,21 +205,6 @@ def test_training_on_bad_folders_is_refused(call, tiny_recipe, tmp_path):
         code, _, err = call("train", recipe, source.format(folder), "--run", "r")
         assert code == 2 and says in err.lower(), err
         assert len(err.strip().splitlines()) == 1 and not (tmp_path / "r" / "checkpoints").exists()
-
-
-def test_evaluate_scenes_prints_the_six_tags(call, model_folder):
-    code, out, err = call(
-        *("evaluate", "scenes", "-m", model_folder, "--level", 1, "--per-tag", 1, "-n", 1),
-        *("--json", "--out", "scores.json"),
-    )
-    assert code == 0, err
-    printed = json.loads(out)
-    assert printed.keys() >= {"benchmark", "judge", "overall", "scores", "n"}
-    assert printed["n"] == 6 and len(printed["scores"]) == 6
-    assert abs(sum(printed["scores"].values()) / 6 - printed["overall"]) < 1e-9
-    assert "failures" in json.loads(Path("scores.json").read_text())
-    code, _, err = call("evaluate", "scene", "-m", model_folder)
-    assert code == 2 and "did you mean 'scenes'" in err
 
 
 def test_an_output_folder_below_a_file_is_one_sentence(call, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 
 from gesso import report
 from gesso.data.images import load_rgb
-from gesso.evals.types import Benchmark, Published
+from gesso.evals.types import Benchmark
 from gesso.types import GessoError
 
 SHOWN = 8  # pictures in a gallery
@@ -46,7 +46,7 @@ def write(file: Path, benchmark: Benchmark, results: Sequence[dict[str, Any]], o
         title=benchmark.title,
         about=_about(first),
         subjects=subjects,
-        board=_board(subjects, benchmark.published, names, own, first["scale"]),
+        board=_board(subjects, benchmark, names, own),
         columns=names if len(names) <= 10 else [],
         cards=_cards(first) if len(results) == 1 else [],
         categories=[
@@ -132,18 +132,26 @@ def shown(value: float, scale: int) -> str:
     return f"{value:.3f}" if scale == 1 else f"{scale * value:.2f}"
 
 
+def _as_published(value: float | None, scale: int) -> str:
+    """With two decimals, or three where so many were published."""
+    if value is None:
+        return "–"
+    text = f"{scale * value:.3f}"
+    return text.removesuffix("0")
+
+
 def _percent(value: float) -> float:
     return round(100 * min(max(value, 0.0), 1.0), 2)
 
 
 def _board(
     subjects: list[dict[str, Any]],
-    published: Sequence[Published],
+    benchmark: Benchmark,
     names: list[str],
     own: bool,
-    scale: int,
 ) -> list[dict[str, Any]]:
     """Rows of ours and of published scores, best first; empty where there is nothing to rank."""
+    published, scale = benchmark.published, benchmark.scale
     if len(subjects) < 2 and not published:
         return []
     rows = []
@@ -166,13 +174,14 @@ def _board(
             {
                 "name": row.model,
                 "color": "",
-                "overall": {"text": "–" if value is None else shown(value, scale), "value": value},
-                "scores": [{"text": "–" if v is None else shown(v, scale)} for v in cells],
+                "overall": {"text": _as_published(value, scale), "value": value},
+                "scores": [{"text": _as_published(v, scale)} for v in cells],
                 "judge": row.judge,
-                "mark": f"published{'' if own else ', other judge'} ({row.source})",
+                "mark": f"published{'' if own else ', other judge'}",
             }
         )
-    return sorted(rows, key=lambda r: -(r["overall"].get("value") or 0.0))
+    sign = 1 if benchmark.lower_is_better else -1
+    return sorted(rows, key=lambda r: sign * (r["overall"].get("value") or 0.0))
 
 
 def _gallery(result: dict[str, Any], best: bool) -> list[dict[str, str]]:

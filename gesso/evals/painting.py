@@ -137,8 +137,9 @@ class _Gesso:
     def __init__(self, model: str | Pipeline | None, settings: Settings) -> None:
         from gesso.loading import load
 
-        named = model is None or isinstance(model, str)
-        self.pipe = load(model, device=settings.device) if named else model
+        if model is None or isinstance(model, str):
+            model = load(model, device=settings.device)
+        self.pipe = model
         self.name = self.pipe.source
         self.fingerprint = self.pipe.model.description.fingerprint
         self._asked = settings.asked()
