@@ -64,9 +64,7 @@ def save_llava(folder: Path, chat: bool = True, seed: int = 0) -> Path:
             image_token_index=words.convert_tokens_to_ids("<image>"),
         )
     )
-    with torch.no_grad():  # away from the initialisation, so that pictures matter
-        for p in model.parameters():
-            p.mul_(8)
+    _stretch(model)
     model.save_pretrained(folder)
     LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
@@ -108,12 +106,100 @@ def save_blip(folder: Path, seed: int = 0) -> Path:
     }
     vision = {**sizes, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
     model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(8)
+    _stretch(model)
     model.save_pretrained(folder)
     BlipProcessor(
         BlipImageProcessorPil(size={"height": 32, "width": 32}),
         BertTokenizerFast(str(folder / "vocab.txt")),
     ).save_pretrained(folder)
     return folder
+
+
+def save_blip2(folder: Path, seed: int = 0) -> Path:
+    """A BLIP-2 with an OPT of a few thousand weights."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    words = tokenizer(("<image>",))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**sizes, "intermediate_size": 32, "image_size": 32, "patch_size": 16}
+    qformer = {**sizes, "intermediate_size": 32, "encoder_hidden_size": 16}
+    text = {
+        **sizes,
+        "model_type": "opt",
+        "ffn_dim": 32,
+        "vocab_size": len(words),
+        "max_position_embeddings": 64,
+        "word_embed_proj_dim": 16,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(seed)
+    model = Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config=vision,
+            qformer_config={**qformer, "vocab_size": len(words)},
+            text_config=text,
+            num_query_tokens=4,
+            image_token_index=words.convert_tokens_to_ids("<image>"),
+        )
+    )
+    _stretch(model)
+    model.save_pretrained(folder)
+    Blip2Processor(
+        BlipImageProcessorPil(size={"height": 32, "width": 32}), words, num_query_tokens=4
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_florence(folder: Path, seed: int = 0) -> Path:
+    """A Florence-2 of a few thousand weights."""
+    from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    words = tokenizer(("<image>",))
+    words.image_token = words.init_kwargs["image_token"] = "<image>"
+    words.image_token_id = words.convert_tokens_to_ids("<image>")
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    text = {
+        **heads,
+        "model_type": "bart",
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "vocab_size": len(words),
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "decoder_start_token_id": 1,
+        "forced_eos_token_id": 2,
+    }
+    vision = {
+        "depths": [1] * 4,
+        "embed_dim": [8, 16, 16, 16],
+        "num_heads": [1, 2, 2, 2],
+        "num_groups": [1, 2, 2, 2],
+        "window_size": 4,
+        "projection_dim": 16,
+    }
+    torch.manual_seed(seed)
+    model = Florence2ForConditionalGeneration(
+        Florence2Config(text_config=text, vision_config=vision, image_token_id=words.image_token_id)
+    )
+    _stretch(model)
+    model.save_pretrained(folder)
+    pictures = CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False)
+    pictures.image_seq_length = 5
+    Florence2Processor(image_processor=pictures, tokenizer=words).save_pretrained(folder)
+    return folder
+
+
+def _stretch(model: torch.nn.Module) -> None:
+    """Away from the initialisation, so that pictures matter."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(8)

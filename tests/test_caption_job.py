@@ -12,7 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from captioner_fakes import LLAVA_TEMPLATE, save_blip, save_llava
+from captioner_fakes import (
+    LLAVA_TEMPLATE,
+    save_blip,
+    save_blip2,
+    save_florence,
+    save_llava,
+)
 from data_fakes import FakeImageEncoder, FakeTextEncoder, ListSource, sample, save_picture
 from PIL import Image
 
@@ -126,6 +132,25 @@ def test_blip_captions_unasked_and_goes_on_from_a_template(tmp_path: Path) -> No
     assert captioner(pictures(), [""] * 3, seed=0) == [" ".join(w.split()) for w in wanted]
     begun = captioner(pictures(), ["a picture of"] * 3, seed=0)
     assert all(text.startswith("a picture of") for text in begun)
+
+
+@pytest.mark.parametrize("save", [save_blip2, save_florence])
+def test_other_kinds_say_what_transformers_own_calls_say(save: Callable, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = save(tmp_path / "m", seed=3)
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    template = adapter_of(str(folder)).TEMPLATE
+    wanted = []
+    for image in pictures():
+        text = {"text": template} if template else {}
+        inputs = processor(images=Image.fromarray(image), return_tensors="pt", **text)
+        ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        wanted.append(" ".join(processor.decode(ids[0], skip_special_tokens=True).split()))
+    captioner = Captioner(Settings(model=str(folder), temperature=0, max_new_tokens=8))
+    assert captioner(pictures(), [template] * 3, seed=0) == wanted
+    assert any(wanted)
 
 
 def test_what_is_asked_and_when_the_original_is_told(llava: Path, tmp_path: Path) -> None:

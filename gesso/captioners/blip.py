@@ -24,6 +24,7 @@ def describe(
         inputs = processor(images=pictures(images), return_tensors="pt")
         return generate(model, processor, inputs, arguments)
     inputs = processor(images=pictures(images), text=prompts, padding=True, return_tensors="pt")
+    inputs.pop("token_type_ids", None)  # of BERT's tokenizers, which GIT's decoder does not take
     texts = generate(model, processor, inputs, arguments)
     return [
         text if text.startswith(prompt) else f"{prompt} {text}"
