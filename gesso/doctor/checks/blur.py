@@ -3,8 +3,8 @@
 Sharpness is the variance of the Laplacian over the variance of the grey picture, after the shorter
 side was scaled down to 128 pixels (a smaller picture is left as it is): so it depends neither on
 contrast nor on the picture's size, and what counts is blur that is seen at any training size.
-Measured: 980 sharp pictures (emoji and photographs) have 0.067 or more; of 680 with a Gaussian blur of
-2 in 128 pixels, 99 % have less than 0.021. In pictures under 128 pixels such a blur is not seen.
+Measured: 980 sharp pictures (emoji and photographs) have 0.067 or more; of 680 with a Gaussian blur
+of 2 in 128 pixels, 99 % have less than 0.021. In pictures under 128 pixels it is not seen.
 A picture of one colour has no sharpness and is found, too.
 """
 
