@@ -54,27 +54,31 @@ def evaluate(
     """Judge models and folders of pictures by a benchmark."""
     from gesso.evals.command import run
 
-    result = run(
-        benchmark,
-        models=model or (),
-        pictures=pictures or (),
-        judges=judge or (),
-        n=n,
-        limit=limit,
-        prompts=prompts,
-        reference=reference,
-        level=level,
-        per_tag=per_tag,
-        seed=seed,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        size=size,
-        out=out,
-        processes=processes,
-        allow_missing=allow_missing,
-        device=device,
-        quiet=as_json,
-    )
+    try:
+        result = run(
+            benchmark,
+            models=model or (),
+            pictures=pictures or (),
+            judges=judge or (),
+            n=n,
+            limit=limit,
+            prompts=prompts,
+            reference=reference,
+            level=level,
+            per_tag=per_tag,
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            size=size,
+            out=out,
+            processes=processes,
+            allow_missing=allow_missing,
+            device=device,
+            quiet=as_json,
+        )
+    except KeyboardInterrupt:
+        typer.echo("gesso: Interrupted: the same command continues it.", err=True)
+        raise typer.Exit(130) from None
     report(result, as_json, "out", _scored)
 
 
