@@ -317,6 +317,7 @@ def test_only_the_first_pictures_and_then_the_rest_in_the_same_batches(
     assert result["pictures"] == 6 and len(parrot.batches) == 2
     result = caption(str(folder), str(llava), batch_size=4, quiet=True)
     assert result["pictures"] == 12 and [n for n, _ in parrot.batches] == [4, 2, 4, 2]
+    assert len({seed for _, seed in parrot.batches}) == 4  # what is sampled differs by batch
 
 
 # Mixing in training
