@@ -15,7 +15,7 @@ from gesso.config import Recipe
 from gesso.experiments import measure
 from gesso.experiments.design import Arm, Claim, Experiment, Job, Numbers
 
-TFLOP = 5.0  # of the whole training of each arm
+TFLOP = 3.0  # of the whole training of each arm
 FINETUNE = 0.1  # share of it for all patches at the end
 BATCH = 32
 LR, FLOOR = 5e-3, 0.33  # the rate falls to a third in the masked phase, and to nothing afterwards
