@@ -64,6 +64,7 @@ def claim():
             [
                 Claim("slow beats plain", "score", {"slow": 1, "plain": -1}),
                 Claim("plain beats slow", "score", {"plain": 1, "slow": -1}),
+                Claim("once is near slow", "score", {"once": 1, "slow": -1}, -0.21),
             ],
             {"score": "score", "size": "parameters"},
         )
@@ -98,7 +99,11 @@ def test_arms_times_seeds_are_run_once_and_judged(toy, tmp_path):
     assert cells["slow"]["values"] == [0.5, 0.51, 0.52] and cells["once"]["values"] == [0.3]
     assert cells["slow"]["mean"] == pytest.approx(0.51)
     assert cells["slow"]["sd"] == pytest.approx(0.01) and cells["once"]["sd"] is None
-    assert [v["verdict"] for v in summary["verdicts"]] == ["shown", "contradicted"]
+    assert [v["verdict"] for v in summary["verdicts"]] == [
+        "shown",
+        "contradicted",
+        "not shown at this scale",
+    ]
     assert len(toy.sessions()) == 7  # two arms of three seeds and one of one
 
     text = (tmp_path / "out" / "results.md").read_text()
@@ -106,6 +111,7 @@ def test_arms_times_seeds_are_run_once_and_judged(toy, tmp_path):
     page = Path(result["report"]).read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
     assert "slow beats plain: shown" in page and "0.510 ± 0.010" in page
+    assert re.findall('class="verdict ([^"]*)"', page) == ["shown", "contradicted", "not"]
 
     toy()
     assert len(toy.sessions()) == 7  # nothing ran again

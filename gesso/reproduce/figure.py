@@ -93,7 +93,10 @@ def _dots(panel: Any, summary: dict[str, Any], metric: str) -> None:
     panel.tick_params(axis="y", length=0)
     panel.spines["left"].set_visible(False)
     low, high = panel.get_xlim()
-    if low > 0 and low < 0.5 * high:  # bars of differences read better from zero
+    lowest = min(
+        (min(a["numbers"][metric]["values"]) for a in arms if metric in a["numbers"]), default=0
+    )
+    if lowest >= 0 and low < 0.5 * high:  # what starts near zero reads better from zero
         panel.set_xlim(left=0)
 
 
