@@ -5,8 +5,8 @@ on disk to verdicts with replies kept, against the bare network on tensors at ha
     python benchmarks/evaluate.py yolox WEIGHTS PHOTOS      a folder each
     python benchmarks/evaluate.py vqa                       BLIP-VQA base with random weights
 
-Prints both rates and their ratio, by the clock and in CPU seconds (which a neighbour's load does not
-change much), and the machine's load while it ran. Rounds alternate.
+Prints both rates and their ratio, by the clock and in CPU seconds (which a neighbour's load hardly
+changes), and the machine's load while it ran. Rounds alternate.
 """
 
 from __future__ import annotations
@@ -101,11 +101,14 @@ def compare(name: str, n: int, whole: Callable[[], None], bare: Callable[[], Non
         )
 
     rates = {key: n / statistics.median(values) for key, values in seconds.items()}
+    print(f"{name}: {rates['whole']:.1f} pictures/s, bare network {rates['bare']:.1f}")
     print(
-        f"{name}: {rates['whole']:.1f} pictures/s, bare network {rates['bare']:.1f}; the network is "
-        f"{ratio(seconds):.0%} of the time and {ratio(cpu):.0%} of the CPU seconds, "
-        f"{n / statistics.median(cpu['whole']):.0f} pictures a CPU second (median of {rounds} rounds "
-        f"of {n} pictures, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f})",
+        f"  the network is {ratio(seconds):.0%} of the time, {ratio(cpu):.0%} of the CPU seconds; "
+        f"{n / statistics.median(cpu['whole']):.2f} pictures a CPU second"
+    )
+    print(
+        f"  median of {rounds} rounds of {n} pictures, {torch.get_num_threads()} threads, "
+        f"load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
 
