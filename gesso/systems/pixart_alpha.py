@@ -40,10 +40,10 @@ SYSTEM = System(
         'gesso paint "a red circle" --model PixArt-alpha/PixArt-XL-2-1024-MS',
     ],
     claim="GenEval's rules on held-out scenes of level 1, captions alone, two CPU cores: 0.58 "
-    "after ten minutes, 0.82 after 38 (recipes demo and scenes). Dense captions against short ones, "
-    "colours and shapes right at equal steps: 0.45 and 0.27 (shown). Stages against captions alone "
-    "at equal FLOPs, held-out loss: 0.53 and 0.50 (contradicted). adaLN-single against one a block, "
-    "loss: 0.50 and 0.49 with 18 % fewer parameters (equality not shown at this scale)",
+    "after ten minutes, 0.82 after 38 (recipes demo and scenes). Dense captions against short "
+    "ones, colours and shapes right at equal steps: 0.45 and 0.27 (shown). Stages against "
+    "captions alone at equal FLOPs, held-out loss: 0.53 and 0.50 (contradicted). adaLN-single "
+    "against one a block: 18 % fewer parameters, loss 0.50 and 0.49 (equality not shown)",
 )
 
 
