@@ -104,9 +104,7 @@ def run_all(tasks: list[Task], workers: int, quiet: bool, done: Callable[[Task],
                     took = duration(time.perf_counter() - job.started)
                     left = _left(started, finished, len(tasks), workers)
                     say(f"{job.task}: {said}, {took} ({finished} of {len(tasks)} jobs{left})")
-                show(
-                    f"{finished} of {len(tasks)} jobs", [(str(j.task), j.latest()) for j in running]
-                )
+                show(f"{finished} of {len(tasks)} jobs", running)
         finally:
             for job in running:
                 job.stop()
@@ -129,7 +127,7 @@ def _failure(job: Running) -> str:
     return f"The job {job.task} failed, see {log}: {why[:300]}"
 
 
-Show = Callable[[str, list[tuple[str, str]]], None]
+Show = Callable[[str, list[Running]], None]
 
 
 @contextmanager
@@ -144,8 +142,8 @@ def _status(quiet: bool) -> Iterator[tuple[Callable[[str], None], Show]]:
         return
     with console.status("") as status:
 
-        def show(head: str, jobs: list[tuple[str, str]]) -> None:
-            lines = [head, *(f"  {task}  {latest}" for task, latest in jobs)]
+        def show(head: str, jobs: list[Running]) -> None:
+            lines = [head, *(f"  {job.task}  {job.latest()}" for job in jobs)]
             status.update("\n".join(escape(line[: console.width - 4]) for line in lines))
 
         yield lambda line: console.print(line, markup=False, highlight=False), show
