@@ -35,5 +35,5 @@ def plan(
     from gesso.train.plan.job import plan_stages
     from gesso.train.plan.text import tell
 
-    result = plan_stages(stages, run, name=recipe, gpu=gpu, gpus=gpus, price=price, quiet=as_json)
+    result = plan_stages(stages, run, gpu=gpu, gpus=gpus, price=price, quiet=as_json)
     report(result, as_json, None, tell)

@@ -81,6 +81,8 @@ def _counter(recipe: Recipe, encoders: Encoders) -> Callable[[str], int] | None:
     text = encoders.text
     if text is None:
         return None
+    if text.max_tokens == 1:  # of class labels
+        return lambda caption: 1
     if not isinstance(text, Text):
         return lambda caption: int(text.prepare([caption]).mask.sum())
     from transformers import AutoTokenizer

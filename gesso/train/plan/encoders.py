@@ -7,6 +7,7 @@ one of its name.
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,9 +156,10 @@ def _kl(options: Any, found: Encoders) -> Any:
 
     try:
         folder = locate(options.path)
-        config = AutoencoderKL.load_config(
-            folder, subfolder=options.subfolder, local_files_only=True
-        )
+        with warnings.catch_warnings(action="ignore"):  # diffusers' own, about the hub
+            config = AutoencoderKL.load_config(
+                folder, subfolder=options.subfolder, local_files_only=True
+            )
     except (OSError, ValueError, GessoError):
         found.notes.append(f"the autoencoder {options.path} is not at hand: SD's shape is assumed")
         config = {

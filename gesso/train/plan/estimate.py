@@ -9,11 +9,12 @@ from typing import Any
 import psutil
 
 from gesso.config import Recipe
+from gesso.memory import give_back
 from gesso.train.plan import accelerators
 from gesso.train.plan.captions import Captions, look_at_data
 from gesso.train.plan.cost import Seconds, kernels_of, measured, roofline
 from gesso.train.plan.encoders import Encoders, look_at
-from gesso.train.plan.memory import Memory, memory_of
+from gesso.train.plan.memory import ALLOCATOR, COMPILER, Memory, memory_of
 from gesso.train.plan.probe import MOST, SECONDS, Rates, probe
 from gesso.train.plan.step import StepTrace, trace_step
 from gesso.train.plan.target import Target, target_of
@@ -23,7 +24,6 @@ from gesso.types import GessoError
 
 DAY = 86400
 HALF = 2  # bytes of a cached number
-ROWS = 5  # of the table, for a size
 
 
 class Planner:
@@ -45,11 +45,13 @@ class Planner:
         self.encoders: Encoders = look_at(recipe.image_encoder, self.recipe.text_encoder)
         self.batch = self.config.batch_size // target.count
         self.captions: Captions = look_at_data(recipe, self.encoders, self.batch)
-        self.program = _private_bytes() if target.device is None else accelerators.CONTEXT
+        self.program: float = accelerators.CONTEXT
         self.step = self.trace(self.batch, recipe.data.size)
         self.rates: Rates | None = None
         if target.device is None:
             self._probe(seconds)
+            give_back()
+            self.program = _private_bytes() + ALLOCATOR + self.config.compile * COMPILER
 
     def trace(self, batch: int, size: int, update: bool = True) -> StepTrace:
         """A step with so many pictures in a process."""
@@ -94,6 +96,7 @@ class Planner:
             program=self.program,
             shards=self.target.count if full else 1,
             slack=accelerators.SLACK if gpu else 0.0,
+            reused=gpu,
         )
         return Memory(**{name: own * value for name, value in asdict(parts).items()})
 
@@ -271,7 +274,7 @@ def _with_words(recipe: Recipe) -> Recipe:
 
 
 def _private_bytes() -> int:
-    """What this process holds that is not a file's: the program, before it trains."""
+    """What this process holds that is not a file's: libraries, and kernels made at run time."""
     process = psutil.Process(os.getpid())
     info = process.memory_info()
     return int(info.rss - getattr(info, "shared", 0))

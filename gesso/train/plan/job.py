@@ -9,14 +9,14 @@ from typing import Any
 from gesso.train.plan.compare import PLAN
 from gesso.train.plan.estimate import plan_recipe
 from gesso.train.plan.probe import SECONDS
-from gesso.train.stages import Stage, folders
+from gesso.train.stages import Stage, default_run
+from gesso.train.stages_run import folders
 
 
 def plan_stages(
     stages: list[Stage],
     run: Path | None = None,
     *,
-    name: str,
     gpus: int | None = None,
     gpu: str | None = None,
     price: float | None = None,
@@ -28,7 +28,6 @@ def plan_stages(
     Args:
         stages: as `load_stages` gives them; a recipe without stages is one.
         run: the run's folder; None: runs/NAME.
-        name: of the recipe, for its run's folder.
         gpus, gpu, price, seconds: see `plan_recipe`.
         quiet: show no progress.
 
@@ -42,7 +41,7 @@ def plan_stages(
     """
     from gesso.progress import steps_bar
 
-    run = run or Path("runs") / stages[0].recipe.name.removesuffix(f"-{stages[0].name}")
+    run = run or default_run(stages)
     plans: list[dict[str, Any]] = []
     with steps_bar("planning", quiet) as show:
         for i, stage in enumerate(stages):

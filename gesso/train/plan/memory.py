@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from gesso.train.plan.step import StepTrace
 from gesso.train.plan.trace import Trace, live, stored
 
+ALLOCATOR = 100 * 2**20
+"""What the C library's allocator holds besides, in a CPU training; measured (docs/plan.md)."""
+
+COMPILER = 60 * 2**20
+"""What torch.compile leaves in memory; measured (docs/plan.md)."""
+
 FLOAT = 4  # bytes of a weight, gradient or average
 
 
@@ -45,7 +51,13 @@ class Memory:
 
 
 def memory_of(
-    step: StepTrace, *, compiled: bool, program: float, shards: int = 1, slack: float = 0.0
+    step: StepTrace,
+    *,
+    compiled: bool,
+    program: float,
+    shards: int = 1,
+    slack: float = 0.0,
+    reused: bool = True,
 ) -> Memory:
     """The memory that a step needs.
 
@@ -59,6 +71,8 @@ def memory_of(
         program: bytes before training.
         shards: processes that weights, gradients, states and averages are divided among.
         slack: share of all that the allocator loses between blocks.
+        reused: what gradients leave is taken by the next step's activations: not so with the C
+            library's allocator on a CPU (docs/plan.md).
     """
     worst = Memory(0, FLOAT * step.trained, 0, 0, 0, _most(step.update), 0)
     for trace, _ in step.passes:
@@ -71,7 +85,7 @@ def memory_of(
         moment = Memory(0, left, 0, 0, kept, passing, 0)
         worst = max(worst, moment, key=lambda m: m.peak)
     worst.weights = FLOAT * step.parameters / shards
-    worst.gradients /= shards
+    worst.gradients = (worst.gradients if reused else FLOAT * step.trained) / shards
     worst.optimizer = step.state_bytes / shards
     worst.average = FLOAT * step.trained / shards
     worst.workspace += slack * worst.peak
@@ -80,4 +94,6 @@ def memory_of(
 
 
 def _most(trace: Trace) -> int:
-    return max((n for _, n in live(trace, trace.buffers)), default=0)
+    """Of what comes and goes: what stays are the optimiser's states."""
+    passing = [b for b in trace.buffers if b.died is not None]
+    return max((n for _, n in live(trace, passing)), default=0)

@@ -150,7 +150,7 @@ def _batch(model: Model, n: int, size: tuple[int, int], length: int) -> Batch:
     if model.backbone is None:
         return Batch(keys, Cond(), pixels=torch.zeros(n, 3, height, width))
     latents = torch.zeros(n, encoder.channels, height // encoder.factor, width // encoder.factor)
-    cond = model.text_encoder.prepare(["a"] * n)
+    cond = model.text_encoder.prepare([""] * n)
     for name in ("ids", "tokens", "mask"):  # every caption as long as the longest
         value = getattr(cond, name)
         if value is not None and value.shape[1] != length:

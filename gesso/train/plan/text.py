@@ -9,7 +9,8 @@ UNITS = [(1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e
 
 def tell(result: dict[str, Any]) -> str:
     """The whole plan as text: a paragraph for every stage, and a sum where there are several."""
-    parts = [_stage(plan) for plan in result["stages"]]
+    said: set[str] = set()  # notes are told once
+    parts = [_stage(plan, said) for plan in result["stages"]]
     if len(parts) > 1:
         parts.append(_sum(result))
     if result["plan"] is not None:
@@ -17,7 +18,7 @@ def tell(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _stage(plan: dict[str, Any]) -> str:
+def _stage(plan: dict[str, Any], said: set[str]) -> str:
     many = plan["devices"] > 1
     where = f"{plan['devices']} x {plan['device']}" if many else plan["device"]
     if plan["device"] == "cpu":
@@ -63,7 +64,8 @@ def _stage(plan: dict[str, Any]) -> str:
             "  what fits   size  batch     memory     a step  pictures/s",
             *map(_row, plan["table"]),
         ]
-    lines += [f"  note: {note}" for note in plan["notes"]]
+    lines += [f"  note: {note}" for note in plan["notes"] if note not in said]
+    said.update(plan["notes"])
     return "\n".join(lines)
 
 
