@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -110,6 +112,16 @@ def test_followers_end_with_a_killed_leader(tmp_path: Path) -> None:
         if file.stat().st_size == before:
             return
     pytest.fail("the follower goes on without its leader")
+
+
+def test_only_an_exchange_that_fails_is_told_as_one() -> None:
+    living: Any = SimpleNamespace(lost=lambda patience: None)
+    group = parallel.Group(0, 2, watch=living)
+    with pytest.raises(RuntimeError, match="out of memory"), group.together():
+        raise RuntimeError("out of memory")
+    told = pytest.raises(GessoError, match=r"\(Timed out\), though all of them live")
+    with told, group.together():
+        raise RuntimeError("[/x/gloo/transport/pair.cc:5] Timed out\nmore")
 
 
 def test_how_many_processes() -> None:

@@ -14,6 +14,7 @@ from gesso.config import Spec, resolve
 from gesso.model import Model
 from gesso.objectives import Objective
 from gesso.train.ema import EMA
+from gesso.train.parallel import Group
 from gesso.train.sharding import like, whole
 
 
@@ -29,6 +30,7 @@ class Averaged:
         model, objective: those that are shown.
         roles: those that are trained.
         ema: the averages.
+        group: over which they are sharded.
         copied: model and objective are the leader's copy; None in its followers.
     """
 
@@ -36,6 +38,7 @@ class Averaged:
     objective: Objective | None
     roles: Mapping[str, nn.Module]
     ema: EMA
+    group: Group
     copied: bool
 
     @contextmanager
@@ -51,7 +54,8 @@ class Averaged:
             with self.ema.applied():
                 yield self.model, self.objective
             return
-        self._gather()
+        with self.group.together():
+            self._gather()
         if self.model is None or self.objective is None:
             yield None
             return

@@ -125,7 +125,7 @@ class Trainer:
         }
         self.ema = EMA(self.params, self.config.ema)
         shown = copied if self.sharded else (model, self.objective)
-        self.averaged = Averaged(shown[0], shown[1], self.roles, self.ema, copied=self.sharded)
+        self.averaged = Averaged(shown[0], shown[1], self.roles, self.ema, self.group, self.sharded)
         self.guard = Guard(run, self.config.max_skipped, records=self.group.leads)
         self.meter, self.saver = Meter(), saving.Saver(self)
         self.step = 0
@@ -256,7 +256,8 @@ class Trainer:
         stacked = {name: torch.stack(values).mean() for name, values in means.items()}
         # Sharded gradients are means already.
         self.group.mean_([*stacked.values(), *([] if self.sharded else optimizer.gradients())])
-        norm = optimizer.clip(self.config.clip)
+        with self.group.together():
+            norm = optimizer.clip(self.config.clip)
         # The one place where the loop waits for the device.
         loss, grad_norm = torch.stack([stacked.pop("loss"), norm.float()]).tolist()
         self.meter.record({prefix + name: value for name, value in stacked.items()})

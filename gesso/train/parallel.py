@@ -104,7 +104,9 @@ class Group:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """An exchange through torch.distributed that fails is one sentence.
+        """An exchange through torch.distributed that fails inside is one sentence.
+
+        Any other error stays as it is.
 
         Raises:
             GessoError: a process is lost (says which), or did not come within `train.timeout`.
@@ -112,7 +114,8 @@ class Group:
         try:
             yield
         except RuntimeError as e:
-            if self._watch is None:
+            exchange = isinstance(e, dist.DistError) or "gloo/" in str(e)
+            if self._watch is None or not exchange:
                 raise
             gone = self._watch.lost(patience=2 * SILENCE)
             why = re.sub(r"^\[[^]]*\] *", "", str(e).splitlines()[0])[:120]  # without C++'s line
