@@ -33,6 +33,9 @@ SYSTEM = System(
         "gesso plan micro-budget-xl --gpus 8 --gpu h100",
         "gesso reproduce micro-budget --quick",
     ],
+    claim="Deferred masking at 75 % against naive masking and a network of half the width at 3 "
+    "TFLOP each, held-out loss after the fine-tune: 0.70, 0.68 and 0.47 (contradicted at this "
+    "scale)",
 )
 
 
