@@ -104,8 +104,12 @@ def recipe_of(
 ) -> Recipe:
     backbone = {
         "name": "pixart",
-        "depth": size.depth, "hidden_size": size.width, "num_heads": size.heads,
-        "learn_sigma": False, "text_dim": size.text_dim, "base_size": size.side // 2,
+        "depth": size.depth,
+        "hidden_size": size.width,
+        "num_heads": size.heads,
+        "learn_sigma": False,
+        "text_dim": size.text_dim,
+        "base_size": size.side // 2,
     }
     if mixer:
         backbone |= {"mixer_depth": 2, "mixer_size": size.width // 2}
@@ -117,8 +121,12 @@ def recipe_of(
         "diffusion": {"path": "flow", "prediction": "flow"},
         "objective": {"name": "denoise", "mask_ratio": masked, "caption_dropout": 0.0},
         "train": {
-            "batch_size": size.batch, "dtype": "bfloat16", "compile": compiled,
-            "lr": 1e-4, "steps": 10**6, "ema": 0.999,
+            "batch_size": size.batch,
+            "dtype": "bfloat16",
+            "compile": compiled,
+            "lr": 1e-4,
+            "steps": 10**6,
+            "ema": 0.999,
         },
     }
     found: Recipe = validate(Recipe, values, "benchmark")
