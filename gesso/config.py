@@ -59,19 +59,20 @@ class DataConfig(Config):
 class TrainConfig(Config):
     """The loop: length, optimiser, precision, what is logged and kept."""
 
-    steps: int = 1000
-    minutes: float | None = None  # wall-clock budget; the schedule follows time instead of steps
-    batch_size: int = 64  # per optimiser step, before accumulation
-    accumulate: int = 1  # micro-batches per step; each has batch_size pictures
+    steps: int = Field(default=1000, ge=1)
+    # Wall-clock budget; the schedule follows time instead of steps.
+    minutes: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=64, ge=1)  # per optimiser step, before accumulation
+    accumulate: int = Field(default=1, ge=1)  # micro-batches per step, batch_size pictures each
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    warmup: int = 100
+    warmup: int = Field(default=100, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
     lr_floor: float = Field(default=0.0, ge=0, le=1)  # share of lr that the schedule ends at
-    clip: float = 1.0  # gradient norm; 0: off
+    clip: float = Field(default=1.0, ge=0)  # gradient norm; 0: off
     ema: float = 0.999
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; weights stay float32
     compile: bool = False
@@ -82,11 +83,13 @@ class TrainConfig(Config):
     shard: Literal["none", "full"] = "none"  # full: weights and moments lie spread over processes
     timeout: float = Field(default=600, gt=0)  # seconds until a silent process counts as lost
     workers: int = Field(default=1, ge=1)  # threads in each process that read batches ahead
-    log_every: int = 20
-    validate_every: int = 0  # steps between validation pictures and losses; 0: at the end only
-    save_every: int = 500
+    log_every: int = Field(default=20, ge=1)
+    # Steps between validation pictures and losses; 0: at the end only.
+    validate_every: int = Field(default=0, ge=0)
+    save_every: int = Field(default=500, ge=1)
     keep: int = 2  # checkpoints kept for resuming
-    keep_every: int = 0  # steps between checkpoints that are kept for good; 0: none
+    # Steps between checkpoints that are kept for good; 0: none.
+    keep_every: int = Field(default=0, ge=0)
     save_async: bool = False  # write checkpoints while the training goes on
     max_skipped: int = 0  # non-finite or exploding losses that may be skipped before stopping
     learns: list[str] | None = None  # names of the parameters that train, as globs; None: all

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gesso.config import Recipe, load_recipe, module, nearest, recipes, resolve
+from gesso.train.stages import load_stages
 from gesso.types import GessoError
 
 MINIMAL = {"name": "x", "image_encoder": {"name": "tiny"}, "text_encoder": {"name": "learned"}}
@@ -19,8 +20,8 @@ def written(tmp_path, values):
 
 def test_every_shipped_recipe_is_valid():
     assert {"demo", "scenes", "emoji", "coco"} <= set(recipes())
-    for name in recipes():
-        recipe = load_recipe(name)
+    for stage in [stage for name in recipes() for stage in load_stages(name)]:
+        recipe = stage.recipe
         assert isinstance(recipe, Recipe)
         for kind, spec in (
             ("encoders.image", recipe.image_encoder),
@@ -54,6 +55,8 @@ def test_overrides_reach_nested_keys_and_keep_types(tmp_path):
         ("name.x=1", "reaches into 'name'"),
         ("train.schedule=cosinus", "train.schedule = 'cosinus' is not valid"),
         ("sample.num_inference_steps=0", "num_inference_steps"),
+        ("train.save_every=0", "train.save_every = 0 is not valid"),
+        ("train.log_every=0", "train.log_every = 0 is not valid"),
     ],
 )
 def test_a_wrong_override_is_one_sentence(tmp_path, override, says):

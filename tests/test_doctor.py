@@ -287,6 +287,7 @@ def test_scenes_are_examined_as_they_are_made(tmp_path: Path) -> None:
     [
         (("gone",), "no file, folder or recipe"),
         (("p", "--tokens", "many", "--tokenizer", "t"), "no list of numbers"),
+        (("p", "--tokens", "0", "--tokenizer", "t"), "no list of numbers"),
         (("p", "--tokenizer", "gone"), "no tokenizer 'gone'"),
         (("p", "--cache", "gone"), "no cache 'gone'"),
         (("p", "--clip", "gone"), "no image-text model 'gone'"),

@@ -151,7 +151,7 @@ def test_every_parameter_learns(logit_laplace: bool) -> None:
 
 
 def test_published_sizes() -> None:
-    # One side of 8 blocks at 512 without code layers: 25.3M of the fact sheet.
+    # One side of 8 blocks at 512 without code layers: 25.3M.
     with WithoutWeights():
         model = ViTVQGAN(SIZES["small"])
     side = sum(p.numel() for p in model.encoder.transformer.parameters())

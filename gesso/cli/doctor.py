@@ -46,7 +46,9 @@ def doctor(
     try:
         limits = tuple(int(n) for n in tokens.split(","))
     except ValueError:
-        raise GessoError(f"--tokens {tokens!r} is no list of numbers: write 120,300.") from None
+        limits = ()
+    if not limits or min(limits) < 1:
+        raise GessoError(f"--tokens {tokens!r} is no list of numbers above 0: write 120,300.")
     from gesso.doctor.job import examine
 
     result = examine(

@@ -66,7 +66,7 @@ def _recipe_of(name: str) -> str:
     if name in known:
         return str(module("systems", name).RECIPE)
     if not name.endswith((".yaml", ".yml")) and name not in config.recipes():
-        hint = nearest(name, [*config.recipes(), *known])
+        hint = nearest(name, list({*config.recipes(), *known}))
         raise GessoError(f"There is no recipe or system called {name!r}: {hint}")
     return name
 

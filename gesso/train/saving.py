@@ -37,7 +37,7 @@ class Saver:
         self.saved: Path | None = None
         self.step = 0
         self._thread: Thread | None = None
-        self._error: GessoError | None = None
+        self._error: Exception | None = None
 
     def save(self, wait: bool = True) -> None:
         """Write a checkpoint of the step that is done.
@@ -73,7 +73,7 @@ class Saver:
     def _run(self, job: Callable[[], None]) -> None:
         try:
             job()
-        except GessoError as e:
+        except Exception as e:  # told where the training waits for it
             self._error = e
 
     def _job(self, copy: bool) -> Callable[[], None]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -34,13 +34,13 @@ class Gate(Config):
     Attributes:
         validation_loss: at most this.
         score: at least this, as the overall score of a benchmark.
-        benchmark: a name of `gesso evaluate`.
+        benchmark: GenEval's rules on scenes are what gates can ask for so far.
         per_tag: its prompts a tag.
     """
 
     validation_loss: float | None = None
     score: float | None = None
-    benchmark: str = "scenes"
+    benchmark: Literal["scenes"] = "scenes"
     per_tag: int = Field(default=10, ge=1)
 
 
@@ -88,6 +88,11 @@ def load_stages(name_or_path: str, overrides: list[str] | None = None) -> list[S
             name, _, inner = item.removeprefix("stages.").partition("=")[0].partition(".")
             if name not in own:
                 raise GessoError(f"{where} has no stage {name!r}: {nearest(name, list(own))}")
+            if not inner and item != f"stages.{name}=null":
+                raise GessoError(
+                    f"The override {item!r} names no key of the stage: write "
+                    f"stages.{name}.train.lr=1e-4, or stages.{name}=null to leave it out."
+                )
             own[name].append(item.removeprefix(f"stages.{name}{'.' if inner else ''}"))
     stages: list[Stage] = []
     for name, change in changes.items():

@@ -132,5 +132,7 @@ def build(plan: Plan) -> Cache | Check:
         return Check((BROKEN, OTHER), "give a feature cache with --cache")
     folder = Path(plan.cache)
     if not folder.is_dir():
+        if plan.recipe is not None and plan.cache == plan.recipe.data.cache:
+            return Check((BROKEN, OTHER), "the recipe's data.cache is not made yet")
         raise GessoError(f"There is no cache {plan.cache!r}: give a folder of `gesso encode`.")
     return Cache(folder, plan)
