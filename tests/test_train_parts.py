@@ -141,8 +141,8 @@ def test_the_meter_leaves_out_what_is_not_finite() -> None:
     meter.record({"loss": torch.tensor(1.0), "bad": float("nan")})
     meter.record({"loss": 3.0})
     meter.record({"loss": float("inf")})
-    meter.time(pictures=10, seconds=2.0)
-    assert meter.read() == {"loss": 2.0, "images_per_second": 5.0}
+    meter.time(pictures=10, seconds=2.0, waited=0.5)
+    assert meter.read() == {"loss": 2.0, "images_per_second": 5.0, "data_wait": 0.25}
     assert meter.read() == {}
 
 

@@ -163,7 +163,7 @@ def test_perceptual_distance_through_a_named_network(tmp_path: Path) -> None:
     assert float(made.loss("autoencode", batch(2), Draws("cpu", 0)).metrics["perceptual"]) > 0
 
 
-def test_bad_input() -> None:
+def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(GessoError, match="image encoders with a codebook"):
         objective(SimpleNamespace())
     with pytest.raises(GessoError, match="frozen"):
@@ -171,6 +171,6 @@ def test_bad_input() -> None:
     with pytest.raises(GessoError, match="powers of two"):
         build(Config(size=24), SimpleNamespace(image_encoder=vit()))  # type: ignore
     with pytest.raises(GessoError, match="could not be loaded"):
-        Features("no/such-network-here")
+        Features(str(tmp_path / "none"))
     with pytest.raises(GessoError, match="16x16 pixels, not 8x8"):
         multiscale().encode(torch.zeros(1, 3, 8, 8))
