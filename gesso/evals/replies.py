@@ -30,8 +30,9 @@ def ask_rating(criterion: str, low: float, high: float) -> str:
 
 
 def parse_answer(text: str, choices: Sequence[str], p_yes: float | None = None) -> Answer:
-    """A reply with the choice that it makes, if it makes one."""
-    return Answer(text.strip(), parse_choice(text, choices), p_yes)
+    """A reply with the choice that it makes, if it makes one; without one, P(yes) is moot."""
+    choice = parse_choice(text, choices)
+    return Answer(text.strip(), choice, p_yes if choice else None)
 
 
 def parse_choice(text: str, choices: Sequence[str]) -> str:

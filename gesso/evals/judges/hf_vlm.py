@@ -89,14 +89,18 @@ class HFVLM(Judge):
         """For each: the reply and P(yes)."""
 
         def run(some: list[int]) -> list[tuple[str, float | None]]:
+            texts = [self._prompt(prompts[i]) for i in some]
+            bos = self.net.processor.tokenizer.bos_token
             with quiet():
                 batch = self.net.processor(
                     images=[[images[i]] for i in some],
-                    text=[self._prompt(prompts[i]) for i in some],
+                    text=texts,
                     padding=True,
+                    add_special_tokens=not (bos and texts[0].startswith(bos)),  # as a template has
                     return_tensors="pt",
                 )
             batch = self.net.to(batch)
+            batch.pop("labels", None)  # PaliGemma's processor makes them for training
             out = self.net.model.generate(
                 **batch,
                 max_new_tokens=tokens,
@@ -105,13 +109,9 @@ class HFVLM(Judge):
                 output_logits=True,
                 pad_token_id=self.net.processor.tokenizer.pad_token_id,
             )
-            start = batch["input_ids"].shape[1]
-            if self.net.config.is_encoder_decoder or out.sequences.shape[1] <= tokens:
-                start = 0  # the prompt is not in the output
-            texts = self.net.processor.tokenizer.batch_decode(
-                out.sequences[:, start:], skip_special_tokens=True
-            )
-            return list(zip(texts, self._p_yes(out.logits[0]), strict=True))
+            said = out.sequences[:, -len(out.logits) :]  # whether or not the prompt is before it
+            replies = self.net.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
+            return list(zip(replies, self._p_yes(out.logits[0]), strict=True))
 
         return in_batches(run, [image.shape for image in images], self.batch_size)
 
