@@ -297,9 +297,8 @@ def stalls(recipe: Recipe, run: Path) -> None:
         raise
 
 
-@pytest.mark.parametrize("shard", ["none", "full"])
-def test_a_process_that_hangs_is_named_within_the_timeout(tmp_path: Path, shard: str) -> None:
-    recipe = recipe_for(shard=shard, timeout=10.0)
+def test_a_process_that_hangs_is_named_within_the_timeout(tmp_path: Path) -> None:
+    recipe = recipe_for(shard="full", timeout=6.0)
     started = processes.start(2, stalls, recipe, tmp_path / "run")
     begun = time.monotonic()
     started[0].join(120)
