@@ -311,6 +311,8 @@ def test_stages_that_cannot_run_say_why(call, mini, tmp_path) -> None:
     refused(call("train", mini, "stages.captions.train.step=1"), "stage captions", "steps")
     refused(call("train", mini, "stages.captions=3"), "names no key of the stage")
     refused(call("train", mini, "stages.labels.gate.benchmark=x"), "stage labels", "'scenes'")
+    held = ("validation.holdout=0", "stages.labels.gate.validation_loss=1")
+    refused(call("train", mini, *held), "stage labels", "set validation.holdout")
     refused(call("train", mini, "stages.labels=null"), "set `init`, or the stage's `start`")
     refused(call("train", "demo", "--stage", "captions"), "has no stages")
     refused(call("encode", mini), "labels, captions, large")

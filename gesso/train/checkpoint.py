@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,8 @@ def commit(run: Path, numbers: Mapping[str, Any], shards: int, keep: int, keep_e
         if not (keep_every and number(old) % keep_every == 0):
             # Renamed first, so that a kill in the middle leaves no half-deleted checkpoint.
             stale = parent / f"{TEMPORARY}old-{old.name}"
-            old.rename(stale)
+            with suppress(OSError):  # the new one is whole, whatever becomes of the old
+                old.rename(stale)
             shutil.rmtree(stale, ignore_errors=True)
     return final
 

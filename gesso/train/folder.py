@@ -17,9 +17,10 @@ FREE = {
     *("train.steps", "train.minutes", "train.log_every", "train.validate_every"),
     *("train.save_every", "train.keep", "train.max_skipped", "train.device", "train.compile"),
     *("train.processes", "train.shard", "train.timeout", "train.workers", "train.keep_every"),
-    *("train.save_async", "train.checkpoint_activations", "validation.scores"),
+    *("train.save_async", "train.checkpoint_activations", "validation.scores", "init"),
 }
-"""Keys that may change when a run is resumed: how long, where, and what is reported."""
+"""Keys that may change when a run is resumed: how long, where, what is reported; and where the
+model lies now that it started from."""
 
 
 def open_run(run: Path, recipe: Recipe, resume: bool) -> Path | None:

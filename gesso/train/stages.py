@@ -105,6 +105,12 @@ def load_stages(name_or_path: str, overrides: list[str] | None = None) -> list[S
         default = PREVIOUS if stages else SCRATCH
         start, gate = merged.pop("start", default), merged.pop("gate", None)
         recipe = validate(Recipe, merged, f"{where}, stage {name}")
+        asks = isinstance(gate, dict) and gate.get("validation_loss") is not None
+        if asks and not recipe.validation.holdout:
+            raise GessoError(
+                f"{where}: the gate of stage {name} asks for a validation loss, and nothing is"
+                " held out: set validation.holdout."
+            )
         stage = {"name": name, "recipe": recipe, "start": start, "gate": gate}
         stages.append(validate(Stage, stage, f"{where}, stage {name}"))
     if not stages or stages[0].start == PREVIOUS:
