@@ -125,7 +125,7 @@ def test_a_quick_run_gives_no_verdict(toy, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     result = toy(quick=True, quiet=False)
     shown = capsys.readouterr().err
-    assert "0 of 3 jobs" in shown and "toy · slow · seed 0: score 0.500" in shown
+    assert "of 3 jobs" in shown and "toy · slow · seed 0: score 0.500" in shown
     (summary,) = result["experiments"]
     assert summary["verdicts"] == [] and summary["arms"][0]["seeds"] == 1
     assert "proves nothing" in results.markdown(summary)
