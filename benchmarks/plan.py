@@ -1,6 +1,6 @@
 """What `gesso plan` predicts for this machine against what the training then takes.
 
-    python benchmarks/plan.py                      # four configurations, about five minutes
+    python benchmarks/plan.py                      # five configurations, about six minutes
     python benchmarks/plan.py demo wide            # some of them
     python benchmarks/plan.py --json
 
@@ -41,6 +41,15 @@ CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
             LARGE,
             *("data.size=128", "train.processes=1", "train.optimizer=adamw"),
             "train.batch_size=8",
+        ],
+    ),
+    "masked": (
+        "25 M and a patch-mixer, 75 % of 256 tokens deferred, bfloat16, eager, two processes",
+        [
+            LARGE[:-1] + ", mixer_depth: 2, mixer_size: 192, learn_sigma: false}",
+            *("objective={name: denoise, mask_ratio: 0.75}", "data.size=128"),
+            *("train.processes=2", "train.optimizer=adamw"),
+            *("train.batch_size=16", "train.compile=false"),
         ],
     ),
     "recomputed": (
