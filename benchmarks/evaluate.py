@@ -4,15 +4,19 @@ on disk to verdicts with replies kept, against the bare network on tensors at ha
     python benchmarks/evaluate.py reader
     python benchmarks/evaluate.py yolox WEIGHTS PHOTOS      a folder each
     python benchmarks/evaluate.py vqa                       BLIP-VQA base with random weights
+    python benchmarks/evaluate.py fid                       10,000 pictures, killed and continued
 
 Prints both rates and their ratio, by the clock and in CPU seconds (which a neighbour's load hardly
-changes), and the machine's load while it ran. Rounds alternate.
+changes), and the machine's load while it ran. Rounds alternate. `fid` prints peak
+memories and whether the digits are the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -26,6 +30,7 @@ from PIL import Image
 
 from gesso.data.images import load_rgb
 from gesso.data.scenes import SHAPES, read, render, sample_scene
+from gesso.evals import measure as measuring
 from gesso.evals.coco import COCO
 from gesso.evals.job import judge_pictures
 from gesso.evals.judging import Asker, open_judge
@@ -187,6 +192,76 @@ def vqa(rounds: int, count: int = 4) -> None:
         compare("BLIP-VQA base, random", count, judged(Questions(), judge, files), bare, rounds)
 
 
+class Projected(Judge):
+    """A small network: 256 fixed random features of a picture, and how many it looked at."""
+
+    name, fingerprint, abilities = "projected", "benchmark", ("features",)
+
+    def __init__(self) -> None:
+        self.looked = 0
+        self.weights = np.random.default_rng(0).normal(size=(16 * 16 * 3, 256)) / 1000
+
+    def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        self.looked += len(images)
+        return np.tanh(np.stack([i.ravel() for i in images]) @ self.weights).astype(np.float32)
+
+
+def fid_of(place: Path, limit: int, out: str, result) -> None:  # type: ignore[no-untyped-def]
+    """In a process of its own: FID, pictures looked at and the peak memory in MiB."""
+    judge = Projected()
+    measuring.open_judge = lambda spec, device: judge  # type: ignore[assignment]
+    told = measuring.measure(
+        "fid",
+        [place / "pictures"],
+        reference=place / "reference",
+        limit=limit,
+        out=place / out,
+        quiet=True,
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result.put((told["results"][0]["overall"], judge.looked, peak))
+
+
+def fid(count: int = 10_000) -> None:
+    """Peak memory at a tenth of the pictures and at all; killed and continued, the same digits."""
+    from safetensors import safe_open
+
+    processes = multiprocessing.get_context("spawn")
+
+    def start(limit: int, out: str):  # type: ignore[no-untyped-def]
+        result = processes.Queue()
+        process = processes.Process(target=fid_of, args=(place, limit, out, result))
+        process.start()
+        return process, result
+
+    rng = np.random.default_rng(1)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for name, n, top in (("pictures", count, 256), ("reference", 2048, 200)):
+            (place / name).mkdir()
+            save(
+                [rng.integers(0, top, (16, 16, 3)).astype(np.uint8) for _ in range(n)], place / name
+            )
+        told = {}
+        for name, limit in (("tenth", count // 10), ("all", count)):
+            process, result = start(limit, name)
+            told[name] = result.get()
+            process.join()
+        process, _ = start(count, "killed")
+        while not (files := list((place / "killed/gathered").glob("pictures-*.safetensors"))):
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        with safe_open(files[0], "numpy") as kept:
+            print(f"killed after {kept.metadata()['gesso']}")
+        process, result = start(count, "killed")
+        again = result.get()
+        process.join()
+    for name, (value, looked, peak) in {**told, "continued": again}.items():
+        print(f"{name}: FID {value!r}, {looked} pictures looked at, peak {peak:.0f} MiB")
+    print("the same digits" if again[0] == told["all"][0] else "OTHER DIGITS")
+
+
 def save(pictures: Sequence[np.ndarray], folder: Path) -> list[Path]:
     files = [folder / f"{i:04}.png" for i in range(len(pictures))]
     for picture, file in zip(pictures, files, strict=True):
@@ -196,12 +271,14 @@ def save(pictures: Sequence[np.ndarray], folder: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("what", choices=["reader", "yolox", "vqa"])
+    parser.add_argument("what", choices=["reader", "yolox", "vqa", "fid"])
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.what == "yolox":
         yolox(*options.paths, rounds=options.rounds)
+    elif options.what == "fid":
+        fid()
     else:
         {"reader": reader, "vqa": vqa}[options.what](options.rounds)
 

@@ -14,12 +14,12 @@ LLAVA_TEMPLATE = (
 )
 
 
-def tokenizer(special: tuple[str, ...] = ()):
-    """Words split at blanks; anything unknown is <unk>."""
+def tokenizer(special: tuple[str, ...] = (), known: list[str] = WORDS):
+    """Words split at blanks; anything not known is <unk>."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", *WORDS]
+    words = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", *known]
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     outer = PreTrainedTokenizerFast(
@@ -33,7 +33,7 @@ def tokenizer(special: tuple[str, ...] = ()):
     return outer
 
 
-def save_llava(folder: Path, chat: bool = True, seed: int = 0) -> Path:
+def save_llava(folder: Path, chat: bool = True, seed: int = 0, known: list[str] = WORDS) -> Path:
     """A LLaVA of a few thousand weights, with or without a chat template."""
     from transformers import (
         CLIPVisionConfig,
@@ -44,7 +44,7 @@ def save_llava(folder: Path, chat: bool = True, seed: int = 0) -> Path:
     )
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    words = tokenizer(("<image>",))
+    words = tokenizer(("<image>",), known)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(
@@ -115,12 +115,12 @@ def save_blip(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_blip2(folder: Path, seed: int = 0) -> Path:
+def save_blip2(folder: Path, seed: int = 0, known: list[str] = WORDS) -> Path:
     """A BLIP-2 with an OPT of a few thousand weights."""
     from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-    words = tokenizer(("<image>",))
+    words = tokenizer(("<image>",), known)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = {**sizes, "intermediate_size": 32, "image_size": 32, "patch_size": 16}
     qformer = {**sizes, "intermediate_size": 32, "encoder_hidden_size": 16}

@@ -16,7 +16,7 @@ from gesso.evals.judges import inception
 from gesso.evals.judging import open_judge
 from gesso.evals.measure import measure, pinned_name
 from gesso.evals.metric import Moments, Rows
-from gesso.evals.metrics import cmmd, fid, kid, precision_recall
+from gesso.evals.metrics import clip_score, cmmd, fid, kid, precision_recall
 from gesso.evals.types import Judge
 from gesso.types import GessoError
 
@@ -301,3 +301,35 @@ def test_the_aesthetic_head_is_the_product_of_its_layers(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "head.pth")
     with pytest.raises(GessoError, match="is no aesthetic head"):
         open_judge(f"aesthetic:path={path},head={tmp_path / 'head.pth'}")
+
+
+def test_clip_score_is_torchmetrics(tmp_path):
+    from torchmetrics.multimodal.clip_score import CLIPScore
+    from transformers import CLIPModel, CLIPProcessor
+
+    path = fakes.clip(tmp_path / "clip")
+    rng = np.random.default_rng(2)
+    images = [rng.integers(0, 256, (40, 48, 3)).astype(np.uint8) for _ in range(6)]
+    texts = ["a cat", "two dogs", "a red star", "the light", "no", "what"]
+
+    class Tensors(CLIPModel):
+        """torchmetrics 1.9 takes features as tensors; transformers 5 gives them in an output."""
+
+        def get_image_features(self, *given):
+            return super().get_image_features(*given).pooler_output
+
+        def get_text_features(self, *given):
+            return super().get_text_features(*given).pooler_output
+
+    theirs = CLIPScore(lambda: (Tensors.from_pretrained(path), CLIPProcessor.from_pretrained(path)))
+    theirs.update([torch.from_numpy(i).movedim(-1, 0) for i in images], texts)
+    found = clip_score.build(open_judge(f"clip:path={path},batch_size=4", "cpu"))
+    rows = found.look(images, texts)
+    mine = gathered(rows, Rows, (2,))
+    cosines = found.judge.similarity(images, [((t,),) for t in texts])
+    # Theirs floors the mean at zero; ours each picture's cosine, as the paper's equation 1 does.
+    assert 100 * np.mean(cosines) == pytest.approx(float(theirs.compute()), abs=1e-3)
+    assert np.mean(cosines) > 0
+    assert found.compute(mine, None)["overall"] == pytest.approx(
+        100 * np.maximum(cosines, 0).mean(), abs=1e-5
+    )
