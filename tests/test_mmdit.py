@@ -173,7 +173,7 @@ def test_masked_text_is_not_read() -> None:
         ((1, 3, 8, 8), text(1), "4 channels"),
         ((1, 4, 8, 7), text(1), "divisible by 2"),
         ((1, 4, 80, 8), text(1), "up to 64 a side"),
-        ((1, 4, 8, 8), text(1).replace(pooled=None), "pooled of width 12, got none"),
+        ((1, 4, 8, 8), text(1).replace(pooled=None), "pooled text of width 12, got none"),
         ((1, 4, 8, 8), text(1).replace(tokens=torch.zeros(1, 2, 5)), "width 20, got width 5"),
     ],
 )

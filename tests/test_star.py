@@ -221,5 +221,5 @@ def test_misfits_are_one_sentence() -> None:
     model = randomised()
     with pytest.raises(GessoError, match="whole scales"):
         model(torch.zeros(2, 3, 6), text())
-    with pytest.raises(GessoError, match="pooled of width 10, got none"):
+    with pytest.raises(GessoError, match="pooled text of width 10, got none"):
         model(None, text().replace(pooled=None))

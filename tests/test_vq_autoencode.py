@@ -168,7 +168,7 @@ def test_bad_input(tmp_path: Path) -> None:
         objective(SimpleNamespace())
     with pytest.raises(GessoError, match="frozen"):
         objective(vit().requires_grad_(False))
-    with pytest.raises(GessoError, match="powers of two"):
+    with pytest.raises(GessoError, match="power of two"):
         build(Config(size=24), SimpleNamespace(image_encoder=vit()))  # type: ignore
     with pytest.raises(GessoError, match="could not be loaded"):
         Features(str(tmp_path / "none"))

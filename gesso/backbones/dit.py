@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gesso.config import Config as BaseConfig
 from gesso.nn.attention import SelfAttention
-from gesso.nn.checks import check_latents
+from gesso.nn.checks import check_heads, check_latents
 from gesso.nn.hooks import HookPoint
 from gesso.nn.mlp import Mlp
 from gesso.nn.modulation import AdaLN, modulated_norm
@@ -110,11 +110,7 @@ class DiT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         dim, p, std = config.hidden_size, config.patch_size, config.init_std
-        if dim % config.num_heads or dim % 4:
-            raise GessoError(
-                f"dit: hidden_size {dim} must be divisible by 4 and by num_heads"
-                f" {config.num_heads}: change one of them."
-            )
+        check_heads(dim, config.num_heads, "dit")
         self.config = config
         self.in_channels, self.patch_size = config.in_channels, p
         self.num_classes = config.num_classes

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gesso.config import Config as BaseConfig
 from gesso.nn.attention import attend, mask_bias
+from gesso.nn.checks import check_heads, check_latents, check_pooled, check_text
 from gesso.nn.hooks import HookPoint
 from gesso.nn.init import normal_, xavier_, zero_
 from gesso.nn.linear import Linear
@@ -197,11 +198,7 @@ class MMDiT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         dim, p = config.hidden_size, config.patch_size
-        if dim % config.num_heads or dim % 4:
-            raise GessoError(
-                f"mmdit: hidden_size {dim} must be divisible by 4 and by num_heads"
-                f" {config.num_heads}: change one of them."
-            )
+        check_heads(dim, config.num_heads, "mmdit")
         if config.dual_blocks > config.depth:
             raise GessoError(
                 f"mmdit: dual_blocks is {config.dual_blocks}, but there are {config.depth} blocks:"
@@ -235,8 +232,10 @@ class MMDiT(nn.Module):
         Raises:
             GessoError: the latent size or the condition does not fit the model.
         """
-        self._check(x, cond)
-        assert cond.tokens is not None and cond.pooled is not None
+        check_latents(x, self.in_channels, self.patch_size, "mmdit")
+        words = check_text(cond.tokens, self.config.text_dim, "mmdit")
+        pooled = check_pooled(cond.pooled, self.config.pooled_dim, "mmdit")
+        self._check_positions(x)
         config, (height, width) = self.config, x.shape[2:]
         dtype = self.x_embedder.proj.weight.dtype
         grid = (height // self.patch_size, width // self.patch_size)
@@ -244,8 +243,8 @@ class MMDiT(nn.Module):
             *grid, config.hidden_size, config.base_size, config.table_size, x.device
         )
         tokens = self.tokens_in(self.x_embedder(x.to(dtype)) + position.to(dtype))  # [B, N, D]
-        text = self.context_embedder(cond.tokens.to(dtype))  # [B, M, D]
-        c = self.t_embedder(t) + self.y_embedder(cond.pooled.to(dtype))  # [B, D]
+        text = self.context_embedder(words.to(dtype))  # [B, M, D]
+        c = self.t_embedder(t) + self.y_embedder(pooled.to(dtype))  # [B, D]
         bias = None
         if cond.mask is not None:
             seen = cond.mask.new_ones(len(x), tokens.shape[1])
@@ -255,26 +254,13 @@ class MMDiT(nn.Module):
         patches = self.patches_out(self.final_layer(tokens, c))  # [B, N, p p C]
         return Prediction(unpatchify(patches, height, width, self.patch_size))
 
-    def _check(self, x: Tensor, cond: Cond) -> None:
-        config, p = self.config, self.patch_size
-        if x.shape[1] != config.in_channels or x.shape[2] % p or x.shape[3] % p:
+    def _check_positions(self, x: Tensor) -> None:
+        most = self.patch_size * self.config.table_size
+        if max(x.shape[2:]) > most:
             raise GessoError(
-                f"mmdit takes latents of {config.in_channels} channels and sides divisible by {p},"
-                f" not {list(x.shape[1:])}: change the picture's size or the encoder."
+                f"mmdit has positions for latents of up to {most} a side, not {list(x.shape[2:])}:"
+                " make the picture smaller or raise table_size."
             )
-        if max(x.shape[2:]) > p * config.table_size:
-            raise GessoError(
-                f"mmdit has positions for latents of up to {p * config.table_size} a side, not"
-                f" {list(x.shape[2:])}: make the picture smaller or raise table_size."
-            )
-        for name, width in (("tokens", config.text_dim), ("pooled", config.pooled_dim)):
-            value = getattr(cond, name)
-            if value is None or value.shape[-1] != width:
-                found = "none" if value is None else f"width {value.shape[-1]}"
-                raise GessoError(
-                    f"mmdit takes text {name} of width {width}, got {found}: set the sizes of the"
-                    " text encoder and of the backbone to each other."
-                )
 
 
 def build(options: Config) -> MMDiT:

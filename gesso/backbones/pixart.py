@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gesso.config import Config as BaseConfig
 from gesso.nn.attention import CrossAttention, KeysValues, SelfAttention, mask_bias
 from gesso.nn.caption import CaptionEmbedder
-from gesso.nn.checks import check_latents, check_text
+from gesso.nn.checks import check_heads, check_latents, check_text
 from gesso.nn.hooks import HookPoint
 from gesso.nn.init import normal_, zero_
 from gesso.nn.kv_compress import CompressedSelfAttention
@@ -148,11 +148,7 @@ class PixArt(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         dim, p, std = config.hidden_size, config.patch_size, config.init_std
-        if dim % config.num_heads or dim % 4:
-            raise GessoError(
-                f"pixart: hidden_size {dim} must be divisible by 4 and by num_heads"
-                f" {config.num_heads}: change one of them."
-            )
+        check_heads(dim, config.num_heads, "pixart")
         if config.micro_conditions and dim % 3:
             raise GessoError(
                 f"pixart: micro_conditions need a hidden_size divisible by 3, not {dim}:"

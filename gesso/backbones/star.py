@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from gesso.config import Config as BaseConfig
 from gesso.nn.attention import MASKED, CrossAttention, attend, mask_bias
+from gesso.nn.checks import check_pooled, check_text
 from gesso.nn.init import normal_, xavier_, zero_
 from gesso.nn.linear import Linear
 from gesso.nn.mlp import Mlp
@@ -157,7 +158,8 @@ class STAR(nn.Module):
         Raises:
             GessoError: the condition or the number of inputs does not fit the model.
         """
-        tokens, pooled = self._check(cond)
+        tokens = check_text(cond.tokens, self.config.text_dim, "star")
+        pooled = check_pooled(cond.pooled, self.config.pooled_dim, "star")
         done = 0 if cache is None else cache.length
         x = self._embed(inputs, pooled if done == 0 else None)  # [B, N, D]
         levels, turn = self._places(done, done + x.shape[1], x.device)  # [N], [2, N, d/2]
@@ -194,19 +196,6 @@ class STAR(nn.Module):
         levels = torch.cat([torch.full((scales[k] ** 2,), k) for k in some])
         turn = rotary(positions, config.hidden_size // config.num_heads)
         return levels.to(device), turn.to(device)
-
-    def _check(self, cond: Cond) -> tuple[Tensor, Tensor]:
-        config = self.config
-        for name, width in (("tokens", config.text_dim), ("pooled", config.pooled_dim)):
-            value = getattr(cond, name)
-            if value is None or value.shape[-1] != width:
-                found = "none" if value is None else f"width {value.shape[-1]}"
-                raise GessoError(
-                    f"star takes text {name} of width {width}, got {found}: set the sizes of the"
-                    " text encoder and of the backbone to each other."
-                )
-        assert cond.tokens is not None and cond.pooled is not None
-        return cond.tokens, cond.pooled
 
 
 def build(options: Config) -> STAR:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gesso.diffusion.paths import Path
 from gesso.diffusion.predictions import like, target, to_denoised
@@ -28,6 +29,13 @@ class Denoiser:
     backbone: Callable[[Tensor, Tensor, Any], Prediction]
     path: Path
     prediction: str
+
+    def copied(self, learns: bool) -> tuple[Denoiser, nn.Module]:
+        """The same with a copy of the backbone, which learns or is frozen; and the copy."""
+        backbone = copy.deepcopy(self.backbone)
+        assert isinstance(backbone, nn.Module)
+        backbone.requires_grad_(learns).eval()
+        return replace(self, backbone=backbone), backbone
 
     def bind(self, cond: Cond, times: Tensor | None = None) -> Denoise:
         """Fix the condition: (x [B, C, h, w], t [B] in the path's units) -> Denoised, float32.

@@ -37,11 +37,11 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, file: Path, what: str) -> None:
-    """Put an image encoder's weights in: a safetensors file, or a checkpoint of its training.
+    """Put an image encoder's weights in, and freeze it.
 
     Args:
         model: of the shape that the weights have.
-        file: or the folder with `model.safetensors`.
+        file: safetensors, or the folder with `model.safetensors` that its training saved.
         what: "a tiny autoencoder of width 64", for the message.
 
     Raises:
@@ -57,6 +57,7 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
             f"{str(file)!r} does not hold {what}: give the options that it was trained with."
         )
     model.load_state_dict(state)
+    model.requires_grad_(False).eval()
 
 
 def locate(path: str, marker: str = "config.json") -> str:

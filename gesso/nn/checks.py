@@ -18,10 +18,27 @@ def check_latents(x: Tensor, channels: int, patch_size: int, name: str) -> None:
 
 def check_text(tokens: Tensor | None, width: int, name: str) -> Tensor:
     """The text tokens [B, L, width]; raises a GessoError if there are none, or of another width."""
-    if tokens is None or tokens.shape[2] != width:
-        found = "none" if tokens is None else f"width {tokens.shape[2]}"
+    return _check_field(tokens, width, f"{name} takes text tokens", "text_dim")
+
+
+def check_pooled(pooled: Tensor | None, width: int, name: str) -> Tensor:
+    """The pooled text [B, width]; raises a GessoError if there is none, or of another width."""
+    return _check_field(pooled, width, f"{name} takes pooled text", "pooled_dim")
+
+
+def check_heads(dim: int, num_heads: int, name: str) -> None:
+    """Raise a GessoError unless heads and sine-cosine positions divide a width."""
+    if dim % num_heads or dim % 4:
         raise GessoError(
-            f"{name} takes text tokens of width {width}, got {found}: set its text_dim to the text"
-            " encoder's width."
+            f"{name}: hidden_size {dim} must be divisible by 4 and by num_heads {num_heads}:"
+            " change one of them."
         )
-    return tokens
+
+
+def _check_field(value: Tensor | None, width: int, takes: str, option: str) -> Tensor:
+    if value is None or value.shape[-1] != width:
+        found = "none" if value is None else f"width {value.shape[-1]}"
+        raise GessoError(
+            f"{takes} of width {width}, got {found}: set its {option} to the text encoder's width."
+        )
+    return value

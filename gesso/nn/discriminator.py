@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gesso.types import GessoError
+
 SLOPE = 0.2  # of the leaky rectifier
 GROUP = 4  # pictures whose spread is a feature
 SMALLEST = 4  # side of the map before the last layers
@@ -39,10 +41,19 @@ class Discriminator(nn.Module):
         size: H = W, a power of two of at least 8.
         width: channels at full size; they double with every halving up to `most`.
         most: channels.
+
+    Raises:
+        GessoError: a size that is no power of two of at least 8.
     """
 
     def __init__(self, size: int, width: int = 16, most: int = 128) -> None:
         super().__init__()
+        if size < 2 * SMALLEST or size & (size - 1):
+            raise GessoError(
+                f"The discriminator takes pictures whose side is a power of two of at least 8, not"
+                f" {size}: change objective.size to the pictures' side, or set"
+                " objective.adversarial=0."
+            )
         halvings = int(math.log2(size // SMALLEST))
         widths = [min(most, width * 2**i) for i in range(halvings + 1)]
         self.first = nn.Conv2d(3, width, 1)
@@ -86,3 +97,27 @@ def gradient_penalty(logits: Tensor, pictures: Tensor) -> Tensor:
     """
     (gradient,) = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()
+
+
+def discriminator_loss(
+    network: Discriminator, real: Tensor, fake: Tensor, r1: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """softplus(-D(real)) + softplus(D(fake)) + r1/2 |grad D(real)|^2.
+
+    Args:
+        network: D.
+        real, fake: [B, 3, H, W].
+        r1: weight of the penalty; 0 leaves it out.
+
+    Returns:
+        The loss, and the mean logits `real` and `fake` and the penalty `r1` as metrics.
+    """
+    real = real.detach().requires_grad_(r1 > 0)
+    yes, no = network(real), network(fake)  # 2 of [B]
+    loss = F.softplus(-yes).mean() + F.softplus(no).mean()
+    metrics = {"real": yes.detach().mean(), "fake": no.detach().mean()}
+    if r1:
+        penalty = gradient_penalty(yes, real)
+        loss = loss + r1 / 2 * penalty
+        metrics["r1"] = penalty.detach()
+    return loss, metrics

@@ -9,7 +9,6 @@ PixArt-δ has it, arXiv:2401.05252, with a fixed guidance scale that the student
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -57,20 +56,14 @@ class LCM:
         self.student = model.denoiser()
         self.path = self.student.path
         self.grid = grid(self.path, options.steps).float()
-        self.target, self.teacher = (
-            Denoiser(
-                copy.deepcopy(model.backbone).requires_grad_(False).eval(),
-                self.path,
-                self.student.prediction,
-            )
-            for _ in range(2)
-        )
-        self.captions = Captions(model.text_encoder, self.teacher.backbone, options.null)
+        self.target, target = self.student.copied(learns=False)
+        self.teacher, teacher = self.student.copied(learns=False)
+        self.captions = Captions(model.text_encoder, teacher, options.null)
         model.text_encoder.requires_grad_(False)
         self.roles: dict[str, nn.Module] = {
             "backbone": model.backbone,
-            "target": self.target.backbone,  # type: ignore[dict-item]
-            "teacher": self.teacher.backbone,  # type: ignore[dict-item]
+            "target": target,
+            "teacher": teacher,
             "text_encoder": model.text_encoder,
         }
 

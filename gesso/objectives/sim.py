@@ -4,19 +4,15 @@ A generator x0 = g(z) and a "fake" network that learns to denoise what g makes, 
 teacher's weights. With the denoised estimates D_q of the teacher and D_f of the fake at
 x_t = alpha x0 + sigma noise, and u = D_q - D_f:
 
-    score  L = w u / sqrt(|u|^2 + c^2) . (D_f - x0)    Score Implicit Matching, Luo et al. 2024,
-           https://arxiv.org/abs/2410.16794, eq. 3.4 with the pseudo-Huber distance. The gradient
-           passes through x_t inside both networks, u included: less of it is another, wrong one.
-    kl     L = w sg(D_f - D_q) . x0                    Diff-Instruct, Luo et al. 2023,
-           https://arxiv.org/abs/2305.18455, eq. 3.5; with w = 1 / mean |x0 - D_q| DMD's first term,
-           Yin et al. 2023, https://arxiv.org/abs/2311.18828, eq. 7 and 8.
-
-Dims: B pictures, C channels, h, w latent size.
+    score  L = w u / sqrt(|u|^2 + c^2) . (D_f - x0)    SIM, Luo et al. 2024, arXiv:2410.16794, with
+           the pseudo-Huber distance. The gradient passes through x_t inside both networks, u
+           included: less of it is another, wrong one.
+    kl     L = w sg(D_f - D_q) . x0    Diff-Instruct, Luo et al. 2023, arXiv:2305.18455; with
+           w = 1 / mean |x0 - D_q| DMD's first term, Yin et al. 2023, arXiv:2311.18828.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -26,7 +22,6 @@ from torch import Tensor, nn
 from gesso import config
 from gesso.conditions import Captions
 from gesso.diffusion import timesteps
-from gesso.diffusion.denoiser import Denoiser
 from gesso.draws import Draws
 from gesso.nn.frozen import frozen
 from gesso.types import Batch, Cond, GessoError, LossOut, Phase
@@ -74,13 +69,8 @@ class SIM:
         self.options, self.diffusion = options, model.description.diffusion
         self.generator = model.denoiser()
         self.path = self.generator.path
-        self.fake, self.teacher = (
-            Denoiser(copy.deepcopy(model.backbone), self.path, self.generator.prediction)
-            for _ in range(2)
-        )
-        fake, teacher = self.fake.backbone, self.teacher.backbone
-        assert isinstance(fake, nn.Module) and isinstance(teacher, nn.Module)
-        teacher.requires_grad_(False).eval()
+        self.fake, fake = self.generator.copied(learns=True)
+        self.teacher, teacher = self.generator.copied(learns=False)
         model.text_encoder.requires_grad_(False)
         self.captions = Captions(model.text_encoder, teacher, options.null)
         self.roles: dict[str, nn.Module] = {

@@ -21,10 +21,11 @@ from torch.nn import functional as F
 from gesso import config
 from gesso.draws import Draws
 from gesso.nn.codebook import usage
-from gesso.nn.discriminator import Discriminator, gradient_penalty
+from gesso.nn.discriminator import Discriminator, discriminator_loss
 from gesso.nn.features import Features
 from gesso.nn.frozen import frozen
 from gesso.nn.likelihood import logit_laplace_nll
+from gesso.nn.psnr import psnr
 from gesso.types import Batch, GessoError, LossOut, Phase
 
 if TYPE_CHECKING:
@@ -71,21 +72,23 @@ class VQAutoencode:
             self.phases += (Phase("discriminate", ("discriminator",)),)
 
     def loss(self, phase: str, batch: Batch, generator: Draws) -> LossOut:
-        """The loss of a batch with `pixels` [B, 3, H, W] in [-1, 1].
+        """The loss of a batch with `pixels` [B, 3, H, W] in [-1, 1]; nothing is drawn.
 
         Args:
             phase: "autoencode" or "discriminate".
-            batch: the pictures.
-            generator: unused, nothing is drawn.
 
         Returns:
             The loss; the metrics are its terms, `psnr` (dB) and, of the batch's codes, `usage`
             (share of the codebook) and `perplexity`.
         """
         assert batch.pixels is not None
-        if phase == "discriminate":
-            return self._discriminate(batch.pixels)
-        return self._autoencode(batch.pixels)
+        if phase == "autoencode":
+            return self._autoencode(batch.pixels)
+        assert self.discriminator is not None
+        with torch.no_grad():
+            y = self.encoder.decode(self.encoder.sample(self.encoder.encode(batch.pixels))).float()
+        loss, metrics = discriminator_loss(self.discriminator, batch.pixels, y, self.options.r1)
+        return LossOut(loss, dict(metrics))
 
     def _autoencode(self, x: Tensor) -> LossOut:
         options = self.options
@@ -112,23 +115,6 @@ class VQAutoencode:
         metrics |= {"psnr": psnr(x, y).mean(), "usage": share, "perplexity": perplexity}
         return LossOut(loss, metrics)
 
-    def _discriminate(self, x: Tensor) -> LossOut:
-        assert self.discriminator is not None
-        with torch.no_grad():
-            y = self.encoder.decode(self.encoder.sample(self.encoder.encode(x))).float()
-        x = x.detach().requires_grad_(self.options.r1 > 0)
-        real, fake = self.discriminator(x), self.discriminator(y)  # 2 of [B]
-        loss = F.softplus(-real).mean() + F.softplus(fake).mean()
-        metrics: dict[str, float | Tensor] = {
-            "real": real.detach().mean(),
-            "fake": fake.detach().mean(),
-        }
-        if self.options.r1:
-            penalty = gradient_penalty(real, x)
-            loss = loss + self.options.r1 / 2 * penalty
-            metrics["r1"] = penalty.detach()
-        return LossOut(loss, metrics)
-
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Mean squared error (`loss`), `psnr`, `usage` and `perplexity` over all pictures."""
@@ -151,18 +137,11 @@ class VQAutoencode:
         }
 
 
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """[B] decibels between pictures [B, 3, H, W] in [-1, 1]; y is clamped."""
-    error = (x - y.detach().clamp(-1, 1)).square().flatten(1).mean(1)
-    return 10 * torch.log10(4 / error.clamp_min(1e-10))  # the range has peak 2
-
-
 def build(options: Config, model: Model) -> VQAutoencode:
     """Build the objective.
 
     Raises:
-        GessoError: the model's image encoder has no codebook, is frozen, or takes pictures that the
-            discriminator cannot.
+        GessoError: the model's image encoder has no codebook or is frozen; see `Discriminator`.
     """
     encoder = model.image_encoder
     if not hasattr(encoder, "quantise"):
@@ -173,10 +152,5 @@ def build(options: Config, model: Model) -> VQAutoencode:
     if not any(p.requires_grad for p in encoder.parameters()):
         raise GessoError(
             "The image encoder of this recipe is frozen: set image_encoder.weights to null."
-        )
-    if options.adversarial and options.size & (options.size - 1):
-        raise GessoError(
-            f"objective.size is {options.size}, but the discriminator takes powers of two: change"
-            " it to the pictures' side, or set objective.adversarial=0."
         )
     return VQAutoencode(options, encoder)

@@ -139,7 +139,6 @@ def build(options: Config) -> MultiScaleVQ:
         GessoError: the weight file is missing, broken or of another shape.
     """
     model = MultiScaleVQ(options)
-    if options.weights is None:
-        return model
-    load_weights(model, Path(options.weights), "a multi-scale tokenizer of this shape")
-    return model.requires_grad_(False).eval()
+    if options.weights is not None:
+        load_weights(model, Path(options.weights), "a multi-scale tokenizer of this shape")
+    return model

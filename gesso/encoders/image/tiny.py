@@ -18,6 +18,7 @@ from gesso import config
 from gesso.draws import Draws
 from gesso.encoders._weights import fingerprint, load_weights
 from gesso.encoders.image import check_sides, draw
+from gesso.nn.residual import Residual
 
 FACTOR = 4
 CHANNELS = 4
@@ -39,20 +40,6 @@ class Config(config.Config):
     width: int = 64
     depth: int = 3
     weights: str | None = "scenes"
-
-
-class Residual(nn.Module):
-    """x + conv(silu(conv(x))): [B, K, h, w] -> the same shape. No norm: colours stay absolute."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        for p in self.conv2.parameters():  # starts as the identity
-            nn.init.zeros_(p)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(nn.functional.silu(self.conv1(x)))
 
 
 class TinyAutoencoder(nn.Module):
@@ -168,10 +155,9 @@ def build(options: Config) -> TinyAutoencoder:
         GessoError: the weight file is missing, broken or of another width or depth.
     """
     model = TinyAutoencoder(options)
-    if options.weights is None:
-        return model
-    file = SHIPPED.get(options.weights, Path(options.weights))
-    load_weights(
-        model, file, f"a tiny autoencoder of width {options.width} and depth {options.depth}"
-    )
-    return model.requires_grad_(False).eval()
+    if options.weights is not None:
+        file = SHIPPED.get(options.weights, Path(options.weights))
+        load_weights(
+            model, file, f"a tiny autoencoder of width {options.width} and depth {options.depth}"
+        )
+    return model

@@ -279,7 +279,6 @@ def build(options: Config) -> ViTVQGAN:
         GessoError: the weight file is missing, broken or of another shape.
     """
     model = ViTVQGAN(options)
-    if options.weights is None:
-        return model
-    load_weights(model, Path(options.weights), "a ViT-VQGAN of this shape")
-    return model.requires_grad_(False).eval()
+    if options.weights is not None:
+        load_weights(model, Path(options.weights), "a ViT-VQGAN of this shape")
+    return model
