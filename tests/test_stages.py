@@ -261,6 +261,9 @@ def test_stages_train_stop_resume_and_are_skipped(call, mini, tmp_path, monkeypa
     code, out, _ = call("train", mini, "--run", "cut", *longer)
     assert [(s["name"], s["steps"]) for s in json.loads(out)["stages"]] == [("large", 5)]
     refused(call("train", mini, "--run", "cut", "--resume", "train.lr=0.5"), "train.lr")
+    again = ("--stage", "captions", "--resume", "stages.captions.train.steps=5", "--json")
+    code, _, err = call("train", mini, "--run", "cut", *again)
+    assert code == 0 and "Stage large started from stage captions as it was before" in err
 
     # The first stage paints by class name or number, and refuses other ones.
     model = ("--model", places[0], "--seed", 1, "--out", "p.png", "--json")
@@ -306,6 +309,8 @@ def test_stages_that_cannot_run_say_why(call, mini, tmp_path) -> None:
     refused(call("train", mini, "--run", "r", misfit), *says)
     assert not (tmp_path / "r").exists()  # told before the first stage trains
     refused(call("train", mini, "--run", "r", "--stage", "captions"), "labels", "is not done")
+    refused(call("train", mini, "--run", "r", "--resume"), "no run in r to resume")
+    assert not (tmp_path / "r").exists()
     refused(call("train", mini, "--run", "r", "--stage", "caption"), "did you mean 'captions'?")
     refused(call("train", mini, "stages.caption.seed=1"), "did you mean 'captions'?")
     refused(call("train", mini, "stages.captions.train.step=1"), "stage captions", "steps")

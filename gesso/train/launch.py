@@ -73,11 +73,17 @@ def _telling(group: Group) -> Iterator[None]:
 @cache
 def _launched_group(timeout: float) -> Group:
     """The group of the processes that torchrun has started; it lasts as long as this process."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-        _stay_local()
-    store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            _stay_local()
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    except (KeyError, ValueError) as e:
+        raise GessoError(
+            f"RANK and WORLD_SIZE are set, but not all that processes need to meet ({e}): start "
+            "them with torchrun, or unset RANK and WORLD_SIZE."
+        ) from None
     group = _join(store, rank, size, timeout)
     atexit.register(group.end)
     if rank:  # the leader speaks for all; errors are told by each

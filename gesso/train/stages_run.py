@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -69,7 +70,8 @@ def train_stages(
         if not resume:
             for place in places if only is None else [places[names.index(only)]]:
                 refuse_existing(place)
-        _write(run / STAGES, names)
+        if resume and not any(place.exists() for place in places):
+            raise GessoError(f"There is no run in {run} to resume: leave out --resume to start it.")
     result: dict[str, Any] = {}
     report: list[dict[str, Any]] = []
     for i, (stage, place) in enumerate(zip(stages, places, strict=True)):
@@ -78,8 +80,11 @@ def train_stages(
         recipe = _recipe(stages, places, i)
         before = finished(place, recipe)
         if before is None:
-            if leads and not quiet:
-                print(f"Stage {i + 1} of {len(stages)}: {stage.name}")
+            if leads:
+                _write(run / STAGES, names)
+                _tell_outdated(stages, places, i)
+                if not quiet:
+                    print(f"Stage {i + 1} of {len(stages)}: {stage.name}")
             again = resume and (place / "recipe.yaml").exists()
             result = train_recipe(recipe, place, resume=again, quiet=quiet, observers=observers)
             if leads and not result["interrupted"]:
@@ -97,6 +102,19 @@ def train_stages(
             break
     result.pop("recipe", None)
     return {**result, "run": str(run), "stages": report}
+
+
+def _tell_outdated(stages: list[Stage], places: list[Path], i: int) -> None:
+    """Before a finished stage is trained longer: the next one has started from it as it was."""
+    later = i + 1
+    if not (places[i] / RECORD).exists() or later == len(stages):
+        return
+    if stages[later].start == PREVIOUS and (places[later] / RECORD).exists():
+        warnings.warn(
+            f"Stage {stages[later].name} started from stage {stages[i].name} as it was before and "
+            f"stays as it is: delete {places[later]} to train it again.",
+            stacklevel=2,
+        )
 
 
 def refuse_misfits(stages: list[Stage]) -> None:
