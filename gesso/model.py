@@ -412,7 +412,10 @@ def complete_backbone(backbone: Spec, image_encoder: Any, text_encoder: Any) -> 
     """A backbone's options in full; widths that follow from the encoders need not be written."""
     sizes = {
         "in_channels": getattr(image_encoder, "channels", None),
+        "vocabulary": getattr(image_encoder, "vocabulary", None),
+        "scales": getattr(image_encoder, "scales", None),
         "text_dim": getattr(text_encoder, "dim", None),
+        "pooled_dim": getattr(text_encoder, "pooled_dim", None),
         "num_classes": getattr(text_encoder, "num_classes", None),
     }
     options = module("backbones", backbone["name"]).Config.model_fields

@@ -84,11 +84,11 @@ def make_pack(model: Model, prompts: list[str], guides: list[str], batch_size: i
                 f"{len(lost.split())} words were dropped.",
                 stacklevel=2,
             )
-    rows = []
+    rows, pooled = [], []
     for i in range(0, len(prompts), batch_size):
         cond = encoder(encoder.prepare(prompts[i : i + batch_size]).to(model.device))
         if cond.pooled is not None:
-            raise GessoError("This text encoder also pools, which a prompt pack cannot hold yet.")
+            pooled.append(cond.pooled.float().cpu())
         rows += [
             tokens[mask].float().cpu() for tokens, mask in zip(cond.tokens, cond.mask, strict=True)
         ]
@@ -100,4 +100,4 @@ def make_pack(model: Model, prompts: list[str], guides: list[str], batch_size: i
         prompts=prompts,
         guides=guides,
     )
-    return Pack(origin, rows)
+    return Pack(origin, rows, torch.cat(pooled) if pooled else None)

@@ -100,3 +100,14 @@ def test_learned_fingerprint_is_of_the_vocabulary_alone():
     assert make_learned(max_tokens=8).fingerprint() != before
     other = learned.build(learned.Config(words=[*WORDS, "star"], width=16, heads=2))
     assert other.fingerprint() != before
+
+
+def test_pooled_text_is_the_mean_of_the_real_tokens() -> None:
+    """Of a short prompt beside a long one as of it alone."""
+    encoder = make_learned()
+    both = encoder(encoder.prepare(["red", "a red circle"]))
+    alone = encoder(encoder.prepare(["red"]))
+    assert both.pooled is not None and alone.pooled is not None and alone.tokens is not None
+    assert encoder.pooled_dim == both.pooled.shape[1] == 16
+    torch.testing.assert_close(both.pooled[:1], alone.pooled)
+    torch.testing.assert_close(alone.pooled, alone.tokens.mean(1))

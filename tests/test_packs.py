@@ -98,6 +98,9 @@ def test_a_pack_holds_the_prompts_once_and_the_empty_one(model_folder, prompts):
     assert list(pack.rows) == [*pack.prompts, ""]
     cond = pack.prepare(["a red circle", "two blue stars above a square"])
     assert cond.mask.sum(1).tolist() == [4, 7] and cond.tokens.shape == (2, 7, 32)
+    means = [row[:n].mean(0) for row, n in zip(cond.tokens, (4, 7), strict=True)]
+    torch.testing.assert_close(cond.pooled, torch.stack(means))
+    assert pack.prepare([""]).pooled.shape == (1, 32)
     with pytest.raises(GessoError, match="no prompt 'a star' among its 3"):
         pack.prepare(["a star"])
 

@@ -1,10 +1,10 @@
 """Prompt packs: text features in one file, to paint without a text encoder.
 
 A pack is a safetensors file: `tokens` [T, D], the features of all its prompts end to end, and
-`lengths` [n]; its metadata hold the prompts and what made them. The empty prompt, which guidance
-needs, is always among them.
+`lengths` [n], with `pooled` [n, P] where the encoder pools; its metadata hold the prompts and what
+made them. The empty prompt, which guidance needs, is always among them.
 
-Dims: n prompts, L tokens of the longest prompt in a call, D width of a token.
+Dims: n prompts, L tokens of the longest prompt in a call, D width of a token, P of pooled text.
 """
 
 from __future__ import annotations
@@ -51,16 +51,24 @@ class Pack(nn.Module):
     Args:
         origin: what made it.
         rows: [L, D] float32 features of each of its prompts.
+        pooled: [n, P] float32, their pooled features, or None.
         source: its file's name, for messages.
     """
 
     trainable = False
 
-    def __init__(self, origin: Origin, rows: list[Tensor], source: str = "the pack") -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        rows: list[Tensor],
+        pooled: Tensor | None = None,
+        source: str = "the pack",
+    ) -> None:
         super().__init__()
         self.origin = origin
         self.source = source
         self.rows = dict(zip(origin.prompts, rows, strict=True))
+        self.pooled = pooled
         self.max_tokens = origin.max_tokens
         self.dim = rows[0].shape[1]
 
@@ -70,7 +78,7 @@ class Pack(nn.Module):
         return [prompt for prompt in self.rows if prompt not in self.origin.guides]
 
     def prepare(self, prompts: list[str]) -> Cond:
-        """Prompts to `tokens` [B, L, D] and `mask` [B, L].
+        """Prompts to `tokens` [B, L, D], `mask` [B, L] and `pooled` [B, P] if it has any.
 
         Raises:
             GessoError: a prompt is not in the pack.
@@ -84,7 +92,10 @@ class Pack(nn.Module):
         rows = [self.rows[prompt] for prompt in prompts]
         masks = [torch.ones(len(row), dtype=torch.bool) for row in rows]
         pad = nn.utils.rnn.pad_sequence
-        return Cond(tokens=pad(rows, batch_first=True), mask=pad(masks, batch_first=True))
+        places = {prompt: place for place, prompt in enumerate(self.rows)}
+        pooled = None if self.pooled is None else self.pooled[[places[p] for p in prompts]]
+        tokens, mask = pad(rows, batch_first=True), pad(masks, batch_first=True)
+        return Cond(tokens=tokens, mask=mask, pooled=pooled)
 
     def forward(self, cond: Cond) -> Cond:
         """The condition itself."""
@@ -143,6 +154,8 @@ class Pack(nn.Module):
             "tokens": torch.cat(rows),  # [T, D]
             "lengths": torch.tensor([len(row) for row in rows]),  # [n]
         }
+        if self.pooled is not None:
+            tensors["pooled"] = self.pooled
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, file, metadata={"gesso_pack": self.origin.model_dump_json()})
 
@@ -165,6 +178,8 @@ class Pack(nn.Module):
                         f"{file} is no prompt pack: make one with gesso encode --prompts."
                     )
                 tokens, lengths = opened.get_tensor("tokens"), opened.get_tensor("lengths")
+                pools = "pooled" in opened.keys()  # noqa: SIM118
+                pooled = opened.get_tensor("pooled").float() if pools else None
         except (SafetensorError, OSError, ValueError) as e:
             raise GessoError(
                 f"{file} is truncated or no safetensors file ({e}): copy or make it again."
@@ -172,9 +187,10 @@ class Pack(nn.Module):
         origin = validate(Origin, described, f"The prompt pack {file}")
         counts = lengths.tolist() if lengths.dim() == 1 else []
         whole = tokens.dim() == 2 and sum(counts) == len(tokens) and min(counts, default=0) > 0
-        if not whole or len(counts) != len(origin.prompts):
+        n = len(origin.prompts)
+        if not whole or len(counts) != n or (pooled is not None and len(pooled) != n):
             raise GessoError(f"{file} does not hold what it describes: make the pack again.")
-        return cls(origin, list(tokens.float().split(counts)), str(file))
+        return cls(origin, list(tokens.float().split(counts)), pooled, str(file))
 
 
 def _reading(spec: Spec) -> Spec:

@@ -82,7 +82,7 @@ class LearnedTextEncoder(nn.Module):
             )
         self.config = options
         self.max_tokens = options.max_tokens
-        self.dim = options.width
+        self.dim = self.pooled_dim = options.width
         vocabulary = dict.fromkeys([*SPECIAL, *(w.lower() for w in options.words)])
         self._ids = {word: number for number, word in enumerate(vocabulary)}
         self.embed = nn.Embedding(len(self._ids), options.width)
@@ -105,14 +105,19 @@ class LearnedTextEncoder(nn.Module):
         return Cond(ids=ids, mask=ids != PAD)
 
     def forward(self, cond: Cond) -> Cond:
-        """Fill in `tokens` [B, L, D]; padding is neither attended to nor moves any real token."""
+        """Fill in `tokens` [B, L, D] and `pooled` [B, D], the mean of the real ones.
+
+        Padding is neither attended to nor moves any real token.
+        """
         if cond.tokens is not None or cond.ids is None or cond.mask is None:
             return cond
         x = self.embed(cond.ids) + self.position[: cond.ids.shape[1]]  # [B, L, D]
         bias = mask_bias(cond.mask, x.dtype)  # [B, 1, 1, L]
         for block in self.blocks:
             x = block(x, bias)
-        return cond.replace(tokens=self.norm(x))
+        x = self.norm(x)
+        real = cond.mask[..., None].to(x.dtype)  # [B, L, 1]
+        return cond.replace(tokens=x, pooled=(x * real).sum(1) / real.sum(1))
 
     def dropped(self, prompt: str) -> str:
         """The words after the last one that fits."""
