@@ -1,8 +1,15 @@
 """Published systems, one file each, found by file name and imported only when asked for.
 
-A system's module has `SYSTEM`, and `RECIPE`: the name of the recipe that trains it at a size that
-an ordinary machine can carry. With `claim()`, a list of `gesso.experiments.design.Experiment`,
-`gesso reproduce` can run the experiments behind its claims.
+A system's module has
+
+    SYSTEM      what it is, a `System`
+    RECIPE      the name of the recipe that trains it at a size that an ordinary machine can carry
+    tiny()      that recipe as a `Recipe` that trains from nothing in a second or two: what the
+                test battery runs (tests/test_systems.py). A second recipe, of a tokenizer or an
+                adapter, is another function whose name begins with `tiny_`
+    claim()     a list of `gesso.experiments.design.Experiment`: what `gesso reproduce` runs
+
+docs/adding-a-system.md writes one from beginning to end.
 """
 
 from __future__ import annotations
@@ -59,6 +66,42 @@ def load_stages(name: str, overrides: list[str] | None = None) -> list[Stage]:
         GessoError: as there; an unknown name lists the nearest recipes and systems.
     """
     return stages.load_stages(_recipe_of(name), overrides)
+
+
+MINIATURE = [
+    "init=null",
+    "data.source={name: scenes, level: 1, count: 32, height: 32, width: 32}",
+    "data.size=32",
+    "text_encoder={name: learned, width: 32, depth: 1, heads: 2, max_tokens: 16}",
+    "train.minutes=null",
+    "train.steps=4",
+    "train.batch_size=4",
+    "train.warmup=0",
+    "train.dtype=float32",
+    "train.compile=false",
+    "train.processes=1",
+    "train.device=cpu",
+    "validation.holdout=4",
+    "validation.prompts=[a red circle, two stars]",
+    "sample.height=32",
+    "sample.width=32",
+]
+"""What is small about every `tiny()`: pictures of 32 px, 4 steps of 4 on the CPU in float32."""
+
+
+def miniature(recipe: str, *overrides: str, stage: str = "") -> Recipe:
+    """A shipped recipe at the size of the test battery, for `tiny()`.
+
+    Args:
+        recipe: its name.
+        overrides: `key=value` on top of `MINIATURE`: the sizes of the system's own parts.
+        stage: of a recipe that has stages.
+
+    Raises:
+        GessoError: as `load_stages`.
+    """
+    found = stages.load_stages(recipe, [*MINIATURE, *overrides])
+    return next(one.recipe for one in found if one.name == stage)
 
 
 def _recipe_of(name: str) -> str:

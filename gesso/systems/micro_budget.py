@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gesso.systems import System
+from gesso.config import Recipe
+from gesso.systems import System, miniature
 
 if TYPE_CHECKING:
     from gesso.experiments.design import Experiment
@@ -37,6 +38,25 @@ SYSTEM = System(
     "TFLOP each, held-out loss after the fine-tune: 0.70, 0.68 and 0.47 (contradicted at this "
     "scale)",
 )
+
+
+SMALL = [
+    "backbone.depth=2",
+    "backbone.hidden_size=32",
+    "backbone.head_dim=16",
+    "backbone.mixer_size=16",
+    "backbone.experts=2",
+]
+
+
+def tiny() -> Recipe:
+    """The first phase, masked, at the size of the test battery."""
+    return miniature(RECIPE, *SMALL, stage="masked-32")
+
+
+def tiny_unmasked() -> Recipe:
+    """The second phase, likewise."""
+    return miniature(RECIPE, *SMALL, stage="unmasked-32")
 
 
 def claim() -> list[Experiment]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gesso.systems import System
+from gesso.config import Recipe
+from gesso.systems import System, miniature
 
 if TYPE_CHECKING:
     from gesso.experiments.design import Experiment
@@ -45,6 +46,21 @@ SYSTEM = System(
     "captions alone at equal FLOPs, held-out loss: 0.53 and 0.50 (contradicted). adaLN-single "
     "against one a block: 18 % fewer parameters, loss 0.50 and 0.49 (equality not shown)",
 )
+
+
+SMALL = ["backbone.depth=2", "backbone.hidden_size=32"]
+
+
+def tiny() -> Recipe:
+    """The text-alignment stage at the size of the test battery."""
+    return miniature(RECIPE, *SMALL, "convert=null", stage="text-alignment")
+
+
+def tiny_classes() -> Recipe:
+    """The first stage, a DiT on class labels, likewise."""
+    classes = ["data.source.classes=true", "validation.prompts=[red circle, blue star]"]
+    encoder = "text_encoder={name: classes}"
+    return miniature(RECIPE, *SMALL, *classes, encoder, stage="pixel-dependency")
 
 
 def claim() -> list[Experiment]:
