@@ -112,7 +112,9 @@ class Trainer:
         rows, workers = self.group.rows, self.config.workers
         self.feed = Feed(dataset, self.config.batch_size, recipe.seed, self.device, rows, workers)
         module, options = resolve("objectives", recipe.objective)
-        self.objective: Objective = module.build(options, model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)  # of networks that only the training has
+            self.objective: Objective = module.build(options, model)
         self.roles, phases = self.objective.roles, self.objective.phases
         for role in self.roles.values():
             role.to(self.device).eval()
