@@ -34,10 +34,15 @@ class DiffusionConfig(Config):
 
     path: Literal["ddpm", "flow", "edm"] = "ddpm"
     prediction: Literal["epsilon", "x0", "v", "flow", "edm"] = "epsilon"
-    timesteps: Literal["uniform", "logit_normal", "lognormal"] = "uniform"
+    # Where training puts its timesteps: see `gesso.diffusion.timesteps.draw`.
+    timesteps: Literal["uniform", "logit_normal", "mode", "cosmap", "lognormal"] = "uniform"
     logit_mean: float = 0.0
     logit_std: float = 1.0
+    mode_scale: float = Field(default=1.29, ge=-1, le=1.7519)  # beyond, mode's law runs backwards
     shift: float = 1.0  # flow only: t -> shift t / (1 + (shift - 1) t)
+    # Flow only: side in pixels of the square at which `shift` holds; a picture of m pixels is
+    # shifted by sqrt(m) / side times as much, in training and in painting. None: all alike.
+    shift_base: int | None = Field(default=None, ge=1)
     sigma_data: float = Field(default=0.5, gt=0)  # edm only: standard deviation of the latents
     p_mean: float = -1.2  # edm only: log(sigma) is normal with this mean
     p_std: float = Field(default=1.2, gt=0)  # and this standard deviation
@@ -104,6 +109,8 @@ class SampleConfig(Config):
     spacing: Literal["linspace", "trailing", "continuous", "lcm", "lcm_reference"] = "linspace"
     final: Literal["zero", "sigma_min"] = "zero"
     timesteps: tuple[float, ...] | None = None  # given outright, such as DMD's [400]
+    # How much noise the first time starts from: what the path ends with, or what belongs to it.
+    start_noise: Literal["path", "time"] = "path"
     original_inference_steps: int = Field(default=50, ge=1)  # of a consistency model's teacher
     guidance_scale: float = Field(default=4.5, ge=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the steps that is guided

@@ -154,6 +154,10 @@ class Model:
     def path(self) -> NoisePath:
         return make_path(self.description.diffusion)
 
+    def path_at(self, height: int, width: int) -> NoisePath:
+        """The path of pictures of a size in pixels, which `diffusion.shift_base` may depend on."""
+        return make_path(self.description.diffusion, height * width)
+
     def denoiser(self) -> Denoiser:
         """The backbone as a denoiser on its path."""
         return Denoiser(self.backbone, self.path, self.description.diffusion.prediction)

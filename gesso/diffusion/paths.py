@@ -151,8 +151,14 @@ class EDM:
         return (low + u * (high - low)) ** self.rho
 
 
-def make_path(config: DiffusionConfig) -> DDPM | Flow | EDM:
+def make_path(config: DiffusionConfig, pixels: int | None = None) -> DDPM | Flow | EDM:
     """The path that a recipe names.
+
+    Args:
+        config: names it.
+        pixels: of the picture, for `shift_base`: m pixels are shifted by sqrt(m / n) times as much
+            as the n of the base, as noise hides less of a larger picture (Esser et al. 2024, eq.
+            23). None: those of the base.
 
     Raises:
         GessoError: a prediction that is undefined somewhere on the path, or options that belong to
@@ -162,8 +168,9 @@ def make_path(config: DiffusionConfig) -> DDPM | Flow | EDM:
     if config.path != "edm" and any(own.values()):
         key = "prediction edm" if own["prediction"] else "timesteps lognormal"
         raise GessoError(f"diffusion.{key} belongs to path: edm; change it, or the path.")
-    if config.path != "flow" and config.shift != 1:
-        raise GessoError("diffusion.shift applies to path: flow; remove it or change the path.")
+    for key in ("shift", "shift_base"):
+        if config.path != "flow" and getattr(config, key) not in (1, None):
+            raise GessoError(f"diffusion.{key} applies to path: flow; remove it or change the path.")
     if config.path == "edm":
         if not own["timesteps"]:
             raise GessoError(
@@ -177,4 +184,6 @@ def make_path(config: DiffusionConfig) -> DDPM | Flow | EDM:
             "diffusion.prediction epsilon says nothing at t = 1 of path: flow, where the input is"
             " pure noise; use flow, v or x0."
         )
-    return Flow(config.shift)
+    if config.shift_base is None or pixels is None:
+        return Flow(config.shift)
+    return Flow(config.shift * pixels**0.5 / config.shift_base)

@@ -61,6 +61,7 @@ class DenoiseObjective:
         self.denoiser = model.denoiser()
         self.path = self.denoiser.path
         self.backbone = model.backbone
+        self.factor = model.image_encoder.factor
         self.captions = Captions(model.text_encoder, model.backbone, options.null)
         self.roles: dict[str, nn.Module] = dict(model.trained())
         self.phases = (Phase("denoise", tuple(self.roles)),)
@@ -78,7 +79,8 @@ class DenoiseObjective:
         """
         assert batch.latents is not None
         x0 = batch.latents.float()
-        t = timesteps.draw(self.diffusion, len(x0), generator).to(x0.device)  # [B]
+        pixels = x0[0, 0].numel() * self.factor**2
+        t = timesteps.draw(self.diffusion, len(x0), generator, pixels).to(x0.device)  # [B]
         noise = generator.randn(*x0.shape).to(x0.device)
         drop = generator.rand(len(x0))
         cond = self.captions.dropped(batch.cond, drop.to(x0.device) < self.options.caption_dropout)
