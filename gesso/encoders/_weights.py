@@ -41,14 +41,16 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
 
     Args:
         model: of the shape that the weights have.
-        file: safetensors, or the folder with `model.safetensors` that its training saved.
+        file: safetensors, the checkpoint folder that its training saved, or the run, whose newest
+            checkpoint is meant.
         what: "a tiny autoencoder of width 64", for the message.
 
     Raises:
         GessoError: the file is missing, broken or of another shape.
     """
     if file.is_dir():
-        file = file / "model.safetensors"
+        saved = sorted(file.glob("checkpoints/step-*/model.safetensors"))
+        file = saved[-1] if saved else file / "model.safetensors"
     prefix = "image_encoder."  # in the checkpoint of a training
     state = {k.removeprefix(prefix): v.float() for k, v in read_safetensors(file).items()}
     own = {k: v.shape for k, v in model.state_dict().items()}

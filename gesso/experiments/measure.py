@@ -67,7 +67,8 @@ def train(job: Job, recipe: Recipe, name: str = "run") -> Trained:
 
     Args:
         job: whose folder.
-        recipe: `data.cache` is set here, to a cache that all jobs share.
+        recipe: `data.cache` is set here, to a cache that all jobs share; a recipe without a
+            backbone learns from pictures and has none.
         name: of the run; an arm of several phases gives each its own.
 
     Raises:
@@ -78,7 +79,7 @@ def train(job: Job, recipe: Recipe, name: str = "run") -> Trained:
     summary = run / "trained.json"
     if summary.is_file():
         return Trained(**json.loads(summary.read_text()) | {"run": run})
-    if recipe.data.cache is None:
+    if recipe.data.cache is None and recipe.backbone is not None:
         data = recipe.data.model_copy(update={"cache": str(_cache(job, recipe))})
         recipe = recipe.model_copy(update={"data": data})
     result = train_recipe(recipe, run, resume=(run / RECIPE).is_file(), quiet=False)

@@ -26,12 +26,14 @@ def training_flops(recipe: Recipe) -> float:
         role.train()
     n = 2  # pictures
     encoder = model.image_encoder
-    side = recipe.data.size // encoder.factor
+    size = recipe.data.size
+    side = size // encoder.factor
     if model.text_encoder is None:
         cond = Cond(label=torch.zeros(n, dtype=torch.long))
     else:
         cond = model.text_encoder.prepare(recipe.validation.prompts[-1:] * n)
-    batch = Batch(["x"] * n, cond, latents=torch.zeros(n, encoder.channels, side, side))
+    latents = torch.zeros(n, encoder.channels, side, side)
+    batch = Batch(["x"] * n, cond, latents=latents, pixels=torch.zeros(n, 3, size, size))
     total = 0.0
     for phase in objective.phases:
         # The counter does not know the fused CPU attention; the plain form is products it can see.

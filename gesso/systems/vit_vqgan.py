@@ -1,0 +1,57 @@
+"""ViT-VQGAN: pictures as codes of a transformer's codebook, and a transformer over the codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gesso.systems import System, miniature
+
+if TYPE_CHECKING:
+    from gesso.config import Recipe
+    from gesso.experiments.design import Experiment
+
+RECIPE = "vit-vqgan"
+
+SYSTEM = System(
+    title="Vector-quantized Image Modeling with Improved VQGAN",
+    paper="2110.04627",
+    adds="a tokenizer of transformers with small normalised codes, logit-Laplace and adversarial "
+    "losses",
+    published="the paper; no weights, no code. Parameter names here are those of the public "
+    "re-implementation",
+    differs="a tanh inside every MLP, as in the re-implementation, where the paper has one after "
+    "the stack; the discriminator's gradient penalty is in every step, not in every sixteenth; the "
+    "perceptual network is the user's choice (objective.features), none by default",
+    read=[
+        "recipes/vit-vqgan.yaml",
+        "nn/codebook.py",
+        "encoders/image/vit_vqgan.py",
+        "nn/likelihood.py",
+        "nn/discriminator.py",
+        "objectives/vq_autoencode.py",
+        "experiments/codebook.py",
+    ],
+    commands=[
+        "gesso train vit-vqgan",
+        "gesso reproduce vit-vqgan --quick",
+    ],
+)
+
+
+def tiny() -> Recipe:
+    """The tokenizer at the size of the test battery."""
+    return miniature(
+        RECIPE,
+        "image_encoder={name: vit_vqgan, image_size: 32, depth: 1, hidden_size: 32, num_heads: 1, "
+        "head_dim: 32, mlp_size: 64, codes: 32}",
+        "objective.size=32",
+        "objective.discriminator_width=4",
+        "text_encoder=null",
+    )
+
+
+def claim() -> list[Experiment]:
+    """The experiments behind `gesso reproduce vit-vqgan`."""
+    from gesso.experiments import codebook
+
+    return [codebook.experiment()]
