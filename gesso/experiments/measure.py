@@ -97,14 +97,18 @@ def train(job: Job, recipe: Recipe, name: str = "run") -> Trained:
     return trained
 
 
-def scenes(job: Job, run: Path, per_tag: int = 20, n: int = 2) -> Numbers:
+def scenes(
+    job: Job, run: Path, per_tag: int = 20, n: int = 2, num_inference_steps: int | None = None
+) -> Numbers:
     """GenEval's tags on held-out combinations: tag -> share right, and `overall`.
 
-    Prompts and noise are the same for all arms and seeds.
+    Prompts and noise are the same for all arms and seeds. Steps default to the model's contract.
     """
     if job.quick:
         per_tag, n = 1, 1
-    result = evaluate_model(str(run), per_tag=per_tag, n=n, quiet=True)
+    result = evaluate_model(
+        str(run), per_tag=per_tag, n=n, num_inference_steps=num_inference_steps, quiet=True
+    )
     return {"overall": result["overall"], **result["scores"]}
 
 
