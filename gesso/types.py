@@ -71,7 +71,8 @@ class Cond:
         size: [B, 2] float, original height and width in pixels (micro-condition).
         aspect: [B, 1] float, height / width (micro-condition).
         label: [B] int64, class labels.
-        control: [B, C, h, w] a control latent.
+        control: [B, C, h, w] a control latent, of the latents' size.
+        control_scale: [B, 1] float, strength of the control branch; absent: 1.
     """
 
     ids: Tensor | None = None
@@ -82,6 +83,7 @@ class Cond:
     aspect: Tensor | None = None
     label: Tensor | None = None
     control: Tensor | None = None
+    control_scale: Tensor | None = None
 
     def _map(self, f: Callable[[Tensor], Tensor]) -> Cond:
         present = {k.name: getattr(self, k.name) for k in fields(self)}
@@ -174,12 +176,14 @@ class Batch:
         cond: B rows; `ids` for a text encoder that is trained, `tokens` for a frozen one.
         latents: [B, C, h, w] normalised latents, for objectives that learn from latents.
         pixels: [B, 3, H, W] in [-1, 1], for objectives that learn from pictures.
+        codes: [B, T] int64 of a frozen tokenizer, for objectives that learn from codes.
     """
 
     keys: list[str]
     cond: Cond
     latents: Tensor | None = None
     pixels: Tensor | None = None
+    codes: Tensor | None = None
 
 
 @dataclass(slots=True)

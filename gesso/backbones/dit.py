@@ -145,11 +145,7 @@ class DiT(nn.Module):
                 " `classes`, or a source with labels."
             )
         config, (height, width) = self.config, x.shape[2:]
-        dtype = self.x_embedder.proj.weight.dtype
-        grid = (height // self.patch_size, width // self.patch_size)
-        position = sincos_2d(*grid, config.hidden_size, config.base_size, device=x.device)
-        tokens = self.x_embedder(x.to(dtype)) + position.to(dtype)  # [B, N, D]
-        tokens = self.tokens_in(tokens)
+        tokens = self.tokens_in(self.embed(x))  # [B, N, D]
         c = self.t_embedder(t) + self.y_embedder(cond.label)  # [B, D]
         for block in self.blocks:
             tokens = block(tokens, c)
@@ -159,6 +155,19 @@ class DiT(nn.Module):
             return Prediction(out)
         value, variance = out.chunk(2, dim=1)  # 2 of [B, C, h, w]
         return Prediction(value, {"variance": variance})
+
+    @property
+    def trunk(self) -> nn.ModuleList:
+        """The blocks, in the order in which image tokens pass them."""
+        return self.blocks
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> tokens with their positions, [B, N, D]."""
+        config, p = self.config, self.patch_size
+        grid = (x.shape[2] // p, x.shape[3] // p)
+        position = sincos_2d(*grid, config.hidden_size, config.base_size, device=x.device)
+        dtype = self.x_embedder.proj.weight.dtype
+        return self.x_embedder(x.to(dtype)) + position.to(dtype)
 
     def null(self, cond: Cond) -> Cond:
         """The unconditional branch: the row of the class table that means no class."""

@@ -30,7 +30,7 @@ from gesso.nn.moe import ExpertChoice
 from gesso.nn.normed_attention import NormedCrossAttention, NormedSelfAttention
 from gesso.nn.patch import PatchEmbed, unpatchify
 from gesso.nn.position import sincos_2d
-from gesso.nn.prepared import Prepared
+from gesso.nn.prepared import Prepared, read_ahead
 from gesso.nn.timestep import ScalarEmbedder
 from gesso.types import Cond, GessoError, Prediction
 
@@ -216,10 +216,7 @@ class MicroDiT(nn.Module):
         check_latents(x, self.in_channels, self.patch_size, "microdit")
         ready = cond if isinstance(cond, Prepared) else self._embed(cond)
         config, (height, width) = self.config, x.shape[2:]
-        dtype = self.x_embedder.proj.weight.dtype
-        grid = (height // self.patch_size, width // self.patch_size)
-        position = sincos_2d(*grid, config.hidden_size, config.base_size, 1.0, x.device)
-        tokens = self.x_embedder(x.to(dtype)) + position.to(dtype)  # [B, N, D]
+        tokens = self.embed(x)  # [B, N, D]
         c = self.t_embedder(t) + ready.micro  # [B, D]
         texts = iter(ready.text)
         if config.mixer_depth:
@@ -234,6 +231,19 @@ class MicroDiT(nn.Module):
         patches = self.patches_out(self.final_layer(tokens, c))  # [B, N, p p C]
         return Prediction(unpatchify(patches, height, width, self.patch_size))
 
+    @property
+    def trunk(self) -> nn.ModuleList:
+        """The blocks, in the order in which image tokens pass them."""
+        return self.blocks
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> tokens with their positions, [B, N, D]."""
+        config, p = self.config, self.patch_size
+        grid = (x.shape[2] // p, x.shape[3] // p)
+        position = sincos_2d(*grid, config.hidden_size, config.base_size, 1.0, x.device)
+        dtype = self.x_embedder.proj.weight.dtype
+        return self.x_embedder(x.to(dtype)) + position.to(dtype)
+
     def prepare(self, cond: Cond, times: Tensor | None = None) -> Prepared:
         """What does not depend on x, once for many steps: every block's text keys and values.
 
@@ -242,9 +252,7 @@ class MicroDiT(nn.Module):
         """
         ready = self._embed(cond.trim())
         blocks = [*self.patch_mixer, *self.blocks] if self.config.mixer_depth else self.blocks
-        pairs = zip(blocks, ready.text, strict=True)
-        kv = [block.cross_attn.keys_values(text) for block, text in pairs]
-        return replace(ready, text=[(k.contiguous(), v.contiguous()) for k, v in kv])
+        return replace(ready, text=read_ahead(blocks, ready.text))  # type: ignore[arg-type]
 
     def null(self, cond: Cond) -> Cond:
         """The unconditional branch: zeroed text features under the prompt's own mask."""
@@ -266,7 +274,8 @@ class MicroDiT(nn.Module):
         text = [y] * config.depth
         if config.mixer_depth:
             text = [self.patch_mixer_map_y(y)] * config.mixer_depth + text
-        return Prepared(text, bias, self.pooled_y_emb_process(mean))
+        micro = self.pooled_y_emb_process(mean)
+        return Prepared(text, bias, micro, control=cond.control, control_scale=cond.control_scale)
 
 
 def _between(ends: tuple[float, float], i: int, n: int) -> float:

@@ -236,13 +236,9 @@ class MMDiT(nn.Module):
         words = check_text(cond.tokens, self.config.text_dim, "mmdit")
         pooled = check_pooled(cond.pooled, self.config.pooled_dim, "mmdit")
         self._check_positions(x)
-        config, (height, width) = self.config, x.shape[2:]
+        height, width = x.shape[2:]
         dtype = self.x_embedder.proj.weight.dtype
-        grid = (height // self.patch_size, width // self.patch_size)
-        position = sincos_2d_centred(
-            *grid, config.hidden_size, config.base_size, config.table_size, x.device
-        )
-        tokens = self.tokens_in(self.x_embedder(x.to(dtype)) + position.to(dtype))  # [B, N, D]
+        tokens = self.tokens_in(self.embed(x))  # [B, N, D]
         text = self.context_embedder(words.to(dtype))  # [B, M, D]
         c = self.t_embedder(t) + self.y_embedder(pooled.to(dtype))  # [B, D]
         bias = None
@@ -253,6 +249,21 @@ class MMDiT(nn.Module):
             tokens, text = block(tokens, text, c, bias)
         patches = self.patches_out(self.final_layer(tokens, c))  # [B, N, p p C]
         return Prediction(unpatchify(patches, height, width, self.patch_size))
+
+    @property
+    def trunk(self) -> nn.ModuleList:
+        """The blocks, in the order in which image tokens pass them."""
+        return self.joint_blocks
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> tokens with their positions, [B, N, D]."""
+        config, p = self.config, self.patch_size
+        grid = (x.shape[2] // p, x.shape[3] // p)
+        position = sincos_2d_centred(
+            *grid, config.hidden_size, config.base_size, config.table_size, x.device
+        )
+        dtype = self.x_embedder.proj.weight.dtype
+        return self.x_embedder(x.to(dtype)) + position.to(dtype)
 
     def _check_positions(self, x: Tensor) -> None:
         most = self.patch_size * self.config.table_size

@@ -28,7 +28,7 @@ from gesso.nn.modulation import AdaLN, modulated_norm
 from gesso.nn.patch import PatchEmbed, unpatchify
 from gesso.nn.patch_mixer import PatchMixer
 from gesso.nn.position import sincos_2d
-from gesso.nn.prepared import Prepared
+from gesso.nn.prepared import Prepared, read_ahead
 from gesso.nn.timestep import ScalarEmbedder
 from gesso.types import Cond, GessoError, Prediction
 
@@ -204,12 +204,8 @@ class PixArt(nn.Module):
         check_latents(x, self.in_channels, self.patch_size, "pixart")
         ready = cond if isinstance(cond, Prepared) else self._embed(cond)
         config, (height, width) = self.config, x.shape[2:]
-        dtype = self.x_embedder.proj.weight.dtype
         grid = (height // self.patch_size, width // self.patch_size)
-        position = sincos_2d(
-            *grid, config.hidden_size, config.base_size, config.interpolation_scale, x.device
-        )
-        tokens = self.x_embedder(x.to(dtype)) + position.to(dtype)  # [B, N, D]
+        tokens = self.embed(x)  # [B, N, D]
         time, shared = ready.at(t) or self._modulation(self.t_embedder(t), ready.micro)
         tokens = self.mixer(tokens, time) if config.mixer_depth else tokens  # [B, N, mixer_size]
         tokens = self.tokens_in(tokens)
@@ -222,6 +218,25 @@ class PixArt(nn.Module):
             return Prediction(out)
         value, variance = out.chunk(2, dim=1)  # 2 of [B, C, h, w]
         return Prediction(value, {"variance": variance})
+
+    @property
+    def trunk(self) -> nn.ModuleList:
+        """The blocks, in the order in which image tokens pass them."""
+        return self.blocks
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> tokens with their positions, [B, N, D]."""
+        config, p = self.config, self.patch_size
+        position = sincos_2d(
+            x.shape[2] // p,
+            x.shape[3] // p,
+            config.hidden_size,
+            config.base_size,
+            config.interpolation_scale,
+            x.device,
+        )
+        dtype = self.x_embedder.proj.weight.dtype
+        return self.x_embedder(x.to(dtype)) + position.to(dtype)
 
     def prepare(self, cond: Cond, times: Tensor | None = None) -> Prepared:
         """What does not depend on x, once for many steps: the same pictures sooner.
@@ -236,9 +251,9 @@ class PixArt(nn.Module):
                 device, which is the CPU: to look t up, a GPU would have to wait.
         """
         ready = self._embed(cond.trim())
-        kv = [b.cross_attn.keys_values(ready.text[0]) for b in self.blocks]  # type: ignore
-        ready = replace(ready, text=[(k.contiguous(), v.contiguous()) for k, v in kv])
-        if times is None or times.device != kv[0][0].device:
+        text = read_ahead(self.blocks, ready.text)  # type: ignore[arg-type]
+        ready = replace(ready, text=text)
+        if times is None or times.device != self.x_embedder.proj.weight.device:
             return ready
         rows = zip(*self._modulation(self.t_embedder(times)[:, None], ready.micro), strict=True)
         return replace(ready, times=dict(zip(times.tolist(), rows, strict=True)))
@@ -249,7 +264,13 @@ class PixArt(nn.Module):
         text = self.y_embedder(tokens.to(self.x_embedder.proj.weight.dtype))  # [B, L, D]
         bias = None if cond.mask is None else mask_bias(cond.mask, text.dtype)
         micro = self._micro(cond) if config.micro_conditions else None
-        return Prepared([text] * config.depth, bias, micro)
+        return Prepared(
+            [text] * config.depth,
+            bias,
+            micro,
+            control=cond.control,
+            control_scale=cond.control_scale,
+        )
 
     def _modulation(self, time: Tensor, micro: Tensor | None) -> tuple[Tensor, Tensor]:
         """A time embedding [..., D] with micro-conditions, and what blocks take of it: t_block's
