@@ -37,6 +37,7 @@ class Draws:
     ) -> None:
         import torch
 
+        self._numbers = numbers
         state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
         self.device = torch.device(device)
         self._generator = torch.Generator(self.device).manual_seed(int(state[0]) >> 1)
@@ -65,6 +66,10 @@ class Draws:
         size = (self._whole(n), *shape)
         drawn = torch.randint(high, size, generator=self._generator, device=self.device)
         return drawn[self._rows]
+
+    def again(self, *numbers: int) -> Draws:
+        """A generator for the same rows, from its beginning; more numbers make another one."""
+        return Draws(self.device, *self._numbers, *numbers, rows=self._rows, total=self._total)
 
     def _whole(self, n: int) -> int:
         """Rows of the whole batch, n being own ones."""
