@@ -23,15 +23,32 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from gesso import config
+from gesso.config import Spec
 from gesso.nn.hooks import Hooked, image_tokens, with_image_tokens
 from gesso.nn.init import zero_
 from gesso.nn.linear import Linear
 from gesso.types import GessoError
 
 Wiring = Literal["released", "ordinary"]
-BRANCH = "controlnet"
+
+
+class Config(config.Config):
+    """Options of a control branch.
+
+    Attributes:
+        condition: how a picture's control picture is made, see `gesso.controls`; None: the branch
+            was trained elsewhere, and is only painted with.
+        blocks: how many of the backbone's first blocks are copied; 13 of 28 in the released weights.
+        wiring: what the first copy reads, see above.
+    """
+
+    condition: Spec | None = None
+    blocks: int = Field(default=3, ge=1)
+    wiring: Wiring = "released"
 
 
 class ControlBlock(nn.Module):
@@ -120,47 +137,35 @@ class ControlNet(nn.ModuleList):
         return with_image_tokens(out, h + (skip if call.scale is None else call.scale * skip))
 
 
-def attach(backbone: nn.Module, blocks: int, wiring: Wiring = "released") -> ControlNet:
+def attach(options: Config, backbone: nn.Module) -> ControlNet:
     """Give a backbone a control branch, as its submodule `controlnet`.
 
     Args:
-        backbone: with `gesso.nn.hooks.Hooked`; once only.
-        blocks: how many of its first blocks are copied, with the weights that they have now.
-        wiring: what the first copy reads.
+        options: of the branch.
+        backbone: with what `gesso.nn.hooks.Hooked` declares, and a `config.hidden_size`. Its
+            blocks are copied with the weights that they have now.
 
     Raises:
         GessoError: it declares no trunk, or has fewer blocks.
     """
     name = type(backbone).__name__.lower()
     if not isinstance(backbone, Hooked):
-        raise GessoError(f"{name} has no hook points for a control branch: leave out `control`.")
+        raise GessoError(f"{name} has no hook points for a control branch: take another backbone.")
     trunk = backbone.trunk
-    if not 1 <= blocks <= len(trunk):
+    if options.blocks > len(trunk):
         raise GessoError(
-            f"control.blocks is {blocks}, but this {name} has {len(trunk)} blocks: set 1 to "
+            f"controlnet: blocks is {options.blocks}, but this {name} has {len(trunk)}: set 1 to "
             f"{len(trunk)}."
         )
-    branch = ControlNet(backbone, blocks, backbone.config.hidden_size, wiring)  # type: ignore
-    backbone.add_module(BRANCH, branch)
+    dim: int = backbone.config.hidden_size  # type: ignore[attr-defined]
+    branch = ControlNet(backbone, options.blocks, dim, options.wiring)
+    backbone.add_module("controlnet", branch)
     # Bound methods and partials of them: a deep copy of the backbone binds them to its own branch.
     backbone.register_forward_pre_hook(branch.begin, with_kwargs=True)
     backbone.register_forward_hook(branch.end, always_call=True)
-    for i in range(blocks):
+    for i in range(options.blocks):
         trunk[i].register_forward_hook(partial(branch.after, i))
     return branch
-
-
-def branch_of(backbone: nn.Module) -> ControlNet | None:
-    """The control branch of a backbone, None without one."""
-    return getattr(backbone, BRANCH, None)
-
-
-def copy_blocks(backbone: nn.Module) -> None:
-    """Set the branch's copies to the weights that the backbone's blocks have now."""
-    branch = branch_of(backbone)
-    assert branch is not None
-    for own, block in zip(branch, cast(Hooked, backbone).trunk, strict=False):
-        own.copied_block.load_state_dict(block.state_dict())  # type: ignore[union-attr, operator]
 
 
 def _shown(x: Tensor) -> str:
