@@ -42,7 +42,7 @@ class Config(config.Config):
     Attributes:
         condition: how a picture's control picture is made, see `gesso.controls`; None: the branch
             was trained elsewhere, and is only painted with.
-        blocks: how many of the backbone's first blocks are copied; 13 of 28 in the released weights.
+        blocks: how many of the backbone's first blocks are copied; of the released weights 13.
         wiring: what the first copy reads, see above.
     """
 
@@ -157,8 +157,8 @@ def attach(options: Config, backbone: nn.Module) -> ControlNet:
             f"controlnet: blocks is {options.blocks}, but this {name} has {len(trunk)}: set 1 to "
             f"{len(trunk)}."
         )
-    dim: int = backbone.config.hidden_size  # type: ignore[attr-defined]
-    branch = ControlNet(backbone, options.blocks, dim, options.wiring)
+    dim = backbone.config.hidden_size  # type: ignore[union-attr]
+    branch = ControlNet(backbone, options.blocks, dim, options.wiring)  # type: ignore[arg-type]
     backbone.add_module("controlnet", branch)
     # Bound methods and partials of them: a deep copy of the backbone binds them to its own branch.
     backbone.register_forward_pre_hook(branch.begin, with_kwargs=True)

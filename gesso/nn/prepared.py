@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -42,7 +42,7 @@ class Prepared:
 
 
 def read_ahead(
-    blocks: Sequence[nn.Module], texts: Sequence[Tensor | KeysValues]
+    blocks: Iterable[nn.Module], texts: Iterable[Tensor | KeysValues]
 ) -> list[Tensor | KeysValues]:
     """Every block's keys and values of its text, [B, H, L, d] each.
 
@@ -58,6 +58,6 @@ def read_ahead(
         if block._forward_hooks:
             ready.append(text)
         else:
-            k, v = cast(CrossAttention, block.cross_attn).keys_values(text)
+            k, v = cast(CrossAttention, block.cross_attn).keys_values(cast(Tensor, text))
             ready.append((k.contiguous(), v.contiguous()))
     return ready
