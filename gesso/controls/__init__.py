@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from gesso.config import Config
+from gesso.config import Config, Spec, build, resolve
 from gesso.data.buckets import Size
 from gesso.data.images import cover
 from gesso.data.source import digest
@@ -34,6 +34,20 @@ class Condition(Protocol):
     def fingerprint(self) -> str:
         """Changes when the control pictures change."""
         ...
+
+
+def condition_of(adapter: Spec | None) -> Condition | None:
+    """What makes the control pictures that an adapter is trained on; None if it takes none.
+
+    Raises:
+        GessoError: an unknown adapter or condition, or a bad option of one.
+    """
+    if adapter is None:
+        return None
+    options: Any = resolve("adapters", adapter)[1]
+    spec = getattr(options, "condition", None)
+    found: Condition | None = None if spec is None else build("controls", spec)
+    return found
 
 
 @dataclass(frozen=True)

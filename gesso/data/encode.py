@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from gesso.data.buckets import assign, bucket_table
-from gesso.data.features import Cut, FeatureWriter, ImageEncoder, TextEncoder
+from gesso.data.features import Condition, Cut, FeatureWriter, ImageEncoder, TextEncoder
 from gesso.data.images import cover
 from gesso.data.shard_io import (
     DTYPES,
@@ -68,6 +68,7 @@ def encode(
     background: str | None = None,
     dtype: Literal["float16", "float32"] = "float16",
     multiple: int | None = None,
+    condition: Condition | None = None,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Encode every picture and every caption of a source into a cache folder.
@@ -86,6 +87,7 @@ def encode(
         dtype: of stored latents and tokens.
         multiple: bucket sides are multiples of this; None: twice the latent factor, which suits
             backbones with patches of 2.
+        condition: makes a control picture of each; its latent is stored, too.
         progress: called after every batch.
 
     Raises:
@@ -102,6 +104,7 @@ def encode(
     manifest = Manifest(
         image_encoder=image_encoder.fingerprint(),
         text_encoder=text_encoder.fingerprint(),
+        control=None if condition is None else condition.fingerprint(),
         source=source.fingerprint(),
         size=size,
         buckets=buckets,
@@ -128,7 +131,13 @@ def encode(
             continue
         h, w = item.image.shape[:2]
         bucket = assign(h, w, table)
-        cut = Cut(item.key, cover(item.image, bucket), (h, w), _label(item), item.captions)
+        try:
+            control = None if condition is None else condition(item, bucket)
+        except GessoError as e:
+            bad.append(Bad(item.key, str(e)))
+            continue
+        pixels = cover(item.image, bucket)
+        cut = Cut(item.key, pixels, (h, w), _label(item), item.captions, control)
         bad += writer.add(bucket, cut)
         count += 1
         if progress and count % batch_size == 0:

@@ -17,7 +17,7 @@ from torch import Tensor
 from gesso.data.buckets import Size
 from gesso.data.images import to_tensor
 from gesso.data.shard_io import Features, shard_files, shard_name, write_shard
-from gesso.types import Bad, Caption, Cond
+from gesso.types import Bad, Caption, Cond, Sample
 
 
 class ImageEncoder(Protocol):
@@ -36,6 +36,13 @@ class TextEncoder(Protocol):
     def fingerprint(self) -> str: ...
 
 
+class Condition(Protocol):
+    """The part of a condition that fills a cache; see `gesso.controls`."""
+
+    def __call__(self, sample: Sample, size: Size) -> np.ndarray: ...
+    def fingerprint(self) -> str: ...
+
+
 class Cut(NamedTuple):
     """A picture cut to its bucket, waiting to be encoded."""
 
@@ -44,6 +51,7 @@ class Cut(NamedTuple):
     size: Size  # before it was cut
     label: int
     captions: list[Caption]
+    control: np.ndarray | None = None  # [H, W, 3] uint8
 
 
 class FeatureWriter:
@@ -88,13 +96,12 @@ class FeatureWriter:
         pictures = self._cut.pop(bucket, [])
         if not pictures:
             return []
-        pixels = to_tensor(np.stack([p.pixels for p in pictures]))  # [B, 3, H, W]
-        with torch.no_grad():
-            latents = self._image_encoder.encode(pixels.to(device_of(self._image_encoder)))
-        latents = latents.to("cpu", self._dtype)
+        latents = self._latents([p.pixels for p in pictures])  # [B, R, h, w]
+        drawn = [p.control for p in pictures if p.control is not None]
+        controls = self._latents(drawn) if drawn else None
         texts, pooled = self._texts([c.text for p in pictures for c in p.captions])
         bad, start = [], 0
-        for picture, latent in zip(pictures, latents, strict=True):
+        for i, (picture, latent) in enumerate(zip(pictures, latents, strict=True)):
             own = slice(start, start + len(picture.captions))
             start = own.stop
             row = Features(
@@ -105,8 +112,10 @@ class FeatureWriter:
                 picture.captions,
                 texts[own],
                 None if pooled is None else pooled[own],
+                None if controls is None else controls[i],
             )
-            if all(t.isfinite().all() for t in (latent, *row.text)):
+            control = [] if row.control is None else [row.control]
+            if all(t.isfinite().all() for t in (latent, *control, *row.text)):
                 self._ready[bucket].append(row)
             else:
                 dtype = str(self._dtype).removeprefix("torch.")
@@ -114,6 +123,13 @@ class FeatureWriter:
         if len(self._ready[bucket]) >= self._shard_size:
             self._write(bucket)
         return bad
+
+    def _latents(self, pictures: list[np.ndarray]) -> Tensor:
+        """B pictures [H, W, 3] uint8 -> raw latents [B, R, h, w]."""
+        pixels = to_tensor(np.stack(pictures))  # [B, 3, H, W]
+        with torch.no_grad():
+            latents = self._image_encoder.encode(pixels.to(device_of(self._image_encoder)))
+        return latents.to("cpu", self._dtype)
 
     def _texts(self, texts: list[str]) -> tuple[list[Tensor], Tensor | None]:
         """Captions -> one [L] or [L, D] tensor each, unpadded, and [captions, P] or None."""

@@ -45,11 +45,15 @@ class Group:
         return self._likeliest[self._kinds[row]]
 
     def read(self, rows: np.ndarray, captions: list[int]) -> tuple[Tensor, Cond]:
-        """Raw latents [B, R, h, w] float32 and conditions of pictures, one caption each."""
+        """Raw latents [B, R, h, w] float32 and conditions of pictures, one caption each.
+
+        `control` is a raw latent, too.
+        """
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         local = rows - self._starts[owner]
         first = self.shards[0]
         raw = torch.empty(len(rows), *first.latents.shape[1:])
+        control = None if first.control is None else torch.empty_like(raw)
         size = torch.empty(len(rows), 2)
         label = torch.empty(len(rows), dtype=torch.int64)
         for number in np.unique(owner).tolist():
@@ -57,6 +61,8 @@ class Group:
             taken = torch.from_numpy(local[owner == number])
             shard = self.shards[number]
             raw[into] = shard.latents[taken].float()
+            if control is not None and shard.control is not None:
+                control[into] = shard.control[taken].float()
             size[into] = shard.sizes[taken].float()
             label[into] = shard.labels[taken]
         pieces, pooled = [], []
@@ -69,6 +75,7 @@ class Group:
                 pooled.append(shard.pooled[k])
         cond = _pad(pieces)
         cond.pooled = torch.stack(pooled).float() if pooled else None
+        cond.control = control
         cond.size = size
         cond.aspect = torch.full((len(rows), 1), ratio_key(self.size))
         cond.label = label

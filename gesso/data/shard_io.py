@@ -8,6 +8,7 @@ A shard holds pictures of one bucket, so a batch is read without resizing or pad
     text_start     [K+1] int64    tokens of caption k are text_start[k] : text_start[k+1]
     ids | tokens   [T] | [T, D]   all captions end to end, no padding
     pooled         [K, P]         only if the text encoder pools
+    control        [N, R, h, w]   raw latents of the control pictures, only if there are any
     index          [bytes] uint8  JSON: keys, and texts and kinds of the captions
 Shards are memory-mapped, and written under another name first, so a finished name is a whole file.
 """
@@ -48,6 +49,7 @@ class Features:
         label: class label, or -1.
         text: one tensor per caption, [L] ids or [L, D] tokens, without padding.
         pooled: [captions, P], or None.
+        control: [R, h, w] raw latent of its control picture, or None.
     """
 
     key: str
@@ -57,6 +59,7 @@ class Features:
     captions: list[Caption]
     text: list[Tensor]
     pooled: Tensor | None = None
+    control: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -72,6 +75,7 @@ class Shard:
     text_start: Tensor
     text: Tensor
     pooled: Tensor | None = None
+    control: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -92,6 +96,7 @@ class Manifest(Config):
     version: Literal[1] = 1
     image_encoder: str
     text_encoder: str
+    control: str | None = None
     source: str
     size: int
     buckets: bool
@@ -145,6 +150,9 @@ def write_shard(path: Path, rows: list[Features], dtype: torch.dtype) -> None:
     pooled = [r.pooled for r in rows if r.pooled is not None]
     if pooled:
         tensors["pooled"] = torch.cat(pooled).to(dtype)
+    controls = [r.control for r in rows if r.control is not None]
+    if controls:
+        tensors["control"] = torch.stack(controls).to(dtype)
     part = path.with_name(f"{path.name}.part")
     save_file({k: v.contiguous() for k, v in tensors.items()}, part)
     replace_file(part, path)
@@ -172,6 +180,7 @@ def open_shard(path: Path) -> Shard:
             captions=[[Caption(str(t), str(k)) for t, k in row] for row in index["captions"]],
             text=tensors["tokens"] if "tokens" in tensors else tensors["ids"],
             pooled=tensors.get("pooled"),
+            control=tensors.get("control"),
             **{k: tensors[k] for k in ("latents", "sizes", "labels")},
             **{k: tensors[k] for k in ("caption_start", "text_start")},
         )
@@ -205,6 +214,7 @@ def _consistent(s: Shard) -> bool:
         and int(s.text_start[-1]) == len(s.text)
         and bool((s.text_start.diff() >= 0).all())
         and (s.pooled is None or len(s.pooled) == captions)
+        and (s.control is None or s.control.shape == s.latents.shape)
     )
 
 
@@ -221,6 +231,9 @@ def merge(shards: list[Shard]) -> Shard:
         text=torch.cat([s.text for s in shards]),
         pooled=torch.cat([s.pooled for s in shards if s.pooled is not None])
         if shards[0].pooled is not None
+        else None,
+        control=torch.cat([s.control for s in shards if s.control is not None])
+        if shards[0].control is not None
         else None,
     )
 

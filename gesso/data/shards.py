@@ -14,7 +14,7 @@ from gesso.types import GessoError
 
 
 class Encoder(Protocol):
-    """What a cache needs to know of an encoder."""
+    """What a cache needs to know of an encoder or a condition."""
 
     def fingerprint(self) -> str: ...
 
@@ -68,6 +68,7 @@ def open_cache(
     text_encoder: Encoder,
     size: int,
     buckets: bool,
+    condition: Encoder | None = None,
     source_fingerprint: str | None = None,
     limit: int | None = None,
 ) -> Cache:
@@ -76,6 +77,7 @@ def open_cache(
     Args:
         folder: written by `encode`.
         image_encoder, text_encoder: the encoders of the training; their fingerprints must match.
+        condition: what draws the control pictures; None: the training takes none.
         size, buckets: `data.size` and `data.buckets` of the training.
         source_fingerprint: of the training's source; None where the source is not at hand.
         limit: `data.limit` of the training; None takes however many the cache holds.
@@ -93,6 +95,7 @@ def open_cache(
         "text_encoder": text_encoder.fingerprint(),
         "size": size,
         "buckets": buckets,
+        "control": None if condition is None else condition.fingerprint(),
     }
     if source_fingerprint is not None:
         wanted["source"] = source_fingerprint
@@ -138,7 +141,8 @@ def _kind(shard: Shard, bucket: Size) -> tuple[object, ...]:
     channels, h, w = shard.latents.shape[1:]
     pooled = None if shard.pooled is None else shard.pooled.shape[1:]
     factors = bucket[0] / h, bucket[1] / w
-    return factors, channels, shard.latents.dtype, shard.text.shape[1:], shard.text.dtype, pooled
+    text = shard.text.shape[1:], shard.text.dtype, pooled
+    return factors, channels, shard.latents.dtype, shard.control is None, *text
 
 
 def refuse_different(folder: Path, manifest: Manifest, wanted: dict[str, object]) -> None:
@@ -147,7 +151,12 @@ def refuse_different(folder: Path, manifest: Manifest, wanted: dict[str, object]
     Raises:
         GessoError: names everything that differs.
     """
-    names = {"image_encoder": "image encoder", "text_encoder": "text encoder", "source": "source"}
+    names = {
+        "image_encoder": "image encoder",
+        "text_encoder": "text encoder",
+        "source": "source",
+        "control": "kind of control pictures",
+    }
     differs = []
     for field, value in wanted.items():
         held = getattr(manifest, field)
