@@ -20,7 +20,7 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from peft import LoraConfig, get_peft_model
 
-from gesso.adapters.lora import Adapters, Loaded
+from gesso.adapters.fused import Adapters, Loaded
 from gesso.backbones.pixart import SIZES, PixArt
 from gesso.convert.lora import read
 

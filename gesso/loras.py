@@ -1,4 +1,4 @@
-"""What a pipeline offers for LoRAs; the mechanism is `gesso.adapters.lora`."""
+"""What a pipeline offers for LoRAs; the mechanism is `gesso.adapters.fused`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gesso.adapters.lora import Adapters, Loaded
+from gesso.adapters.fused import Adapters, Loaded
 from gesso.convert import lora as lora_files
 from gesso.model import Model
 from gesso.types import GessoError

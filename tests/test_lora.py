@@ -7,7 +7,7 @@ import torch
 from lora_fakes import TRAINER_TARGETS, backbone, ours, peer, peft_adapter, theirs
 from safetensors.torch import save_file
 
-from gesso.adapters.lora import Adapters, Loaded
+from gesso.adapters.fused import Adapters, Loaded
 from gesso.convert.lora import read
 from gesso.types import GessoError
 

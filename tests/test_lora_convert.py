@@ -10,11 +10,12 @@ import torch
 from lora_fakes import TRAINER_TARGETS, backbone, ours, peer, peft_adapter, theirs
 from safetensors.torch import load_file, save_file
 
-from gesso.adapters.lora import Adapters, Layer, Loaded
+from gesso.adapters.fused import Adapters, Loaded
 from gesso.convert import lora as lora_module
 from gesso.convert.lora import convert, difference, is_lora, read
 from gesso.convert.lora_formats import FORMATS, fold
 from gesso.convert.lora_projections import fuse, split
+from gesso.nn.low_rank import Layer
 from gesso.types import GessoError
 
 peft = pytest.importorskip("peft")

@@ -1,6 +1,6 @@
 """LoRA files: read any trainer's, write each one's, prove that nothing changed.
 
-read(path) -> LoraFile         layers in gesso's names, ready for gesso.adapters.lora.Adapters
+read(path) -> LoraFile         layers in gesso's names, ready for gesso.adapters.fused.Adapters
 convert(path, out, "kohya")    reads, arranges, writes; refuses where the result differs
 """
 
@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from gesso.adapters.lora import Layer
 from gesso.convert.checkpoint import WEIGHT_SUFFIXES, Checkpoint, read_json
 from gesso.convert.checkpoint import read as read_checkpoint
 from gesso.convert.lora_formats import CONFIG, choose, encode, save_files
 from gesso.convert.lora_keys import Parsed, is_adapter_key, metadata_config, parse
 from gesso.model import fingerprint
+from gesso.nn.low_rank import Layer
 from gesso.types import GessoError
 
 WEIGHTS = (

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gesso.adapters.lora import Kind, Layer
 from gesso.convert.lora_keys import flat
 from gesso.convert.lora_peft import peft_config
 from gesso.convert.lora_projections import fuse, split
 from gesso.convert.pixart import diffusers_modules
+from gesso.nn.low_rank import Kind, Layer
 from gesso.types import GessoError
 
 CONFIG = "adapter_config.json"

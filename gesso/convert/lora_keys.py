@@ -1,4 +1,4 @@
-"""LoRA files: from tensors and their names to `gesso.adapters.lora.Layer`s.
+"""LoRA files: from tensors and their names to `gesso.nn.low_rank.Layer`s.
 
 A key is PREFIX PATH SUFFIX. Trainers differ in all three: the prefix names the part of the
 pipeline, the path is diffusers' or the original's, dotted or with underscores ("flat"), and the
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gesso.adapters.lora import Kind, Layer
 from gesso.convert.pixart import BLOCK_MODULES, MODULES, diffusers_modules, first, original_module
+from gesso.nn.low_rank import Kind, Layer
 from gesso.types import GessoError
 
 DOTTED = ("base_model.model.", "unet.", "transformer.", "diffusion_model.", "model.", "module.")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gesso.adapters.lora import Layer
+from gesso.nn.low_rank import Layer
 from gesso.types import GessoError
 
 KINDS = {"lora": "LORA", "loha": "LOHA", "lokr": "LOKR"}

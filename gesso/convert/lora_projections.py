@@ -15,7 +15,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from gesso.adapters.lora import Layer
+from gesso.nn.low_rank import Layer
 from gesso.types import GessoError
 
 # Factors with the rows of the weight, and those that parts may share.
