@@ -15,12 +15,16 @@ import pkgutil
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gesso.types import GessoError
 
 Spec = dict[str, Any]
 """`{"name": ..., option: value, ...}`: a part chosen by name."""
+
+
+Null = Literal["empty", "learned", "zero"]
+"""No caption: the encoded prompt "", the backbone's own null caption, or text features of zeros."""
 
 
 class Config(BaseModel):
@@ -103,7 +107,9 @@ class TrainConfig(Config):
 class SampleConfig(Config):
     """The generation contract: what makes a picture besides prompt and seed."""
 
-    sampler: Literal["dpm_solver", "ddim", "euler", "heun", "lcm", "one_step"] = "dpm_solver"
+    sampler: Literal[
+        "dpm_solver", "ddim", "euler", "heun", "lcm", "one_step", "autoregressive"
+    ] = "dpm_solver"
     num_inference_steps: int = Field(default=20, ge=1)
     # Which times are visited: see `gesso.diffusion.schedules.make_schedule`.
     spacing: Literal["linspace", "trailing", "continuous", "lcm", "lcm_reference"] = "linspace"
@@ -115,12 +121,22 @@ class SampleConfig(Config):
     guidance_scale: float = Field(default=4.5, ge=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the steps that is guided
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
+    # Skip-layer guidance: away from the network without these blocks, see `gesso.samplers.guidance`.
+    skip_guidance_layers: tuple[int, ...] = ()
+    skip_layer_guidance_scale: float = Field(default=2.5, ge=0)
+    skip_layer_guidance_interval: tuple[float, float] = (0.01, 0.2)  # share of the steps
+    # Of models of codes (see `gesso.samplers.autoregressive`): guidance rises from 1 at the first
+    # step to guidance_scale at the last; the likeliest codes are drawn from, 0 and 1 being all.
+    guidance_growth: Literal["constant", "linear"] = "constant"
+    temperature: float = Field(default=1.0, ge=0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     height: int = 64
     width: int = 64
     bucket_size: int | None = None  # base of the aspect-ratio buckets that the model was trained on
     use_resolution_binning: bool = False  # paint in the nearest bucket, then resize and crop
     dtype: Literal["float32", "bfloat16"] = "float32"
-    null: Literal["empty", "learned"] = "empty"  # the unconditional branch: text("") or backbone's
+    null: Null = "empty"  # the unconditional branch
 
 
 class ScoreConfig(Config):
@@ -161,18 +177,29 @@ class Recipe(Config):
     image_encoder: Spec
     text_encoder: Spec | None = None  # None, and no backbone: a recipe that trains the encoder
     backbone: Spec | None = None
-    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
+    adapter: Spec | None = None  # attached to the backbone, and alone learns; a name is {name: it}
+    # None: the backbone generates a tokenizer's codes, and there is no noise.
+    diffusion: DiffusionConfig | None = Field(default_factory=DiffusionConfig)
     objective: Spec = Field(default_factory=lambda: {"name": "denoise"})
     data: DataConfig = Field(default_factory=DataConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     sample: SampleConfig = Field(default_factory=SampleConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
 
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
 
 def nearest(word: str, known: list[str]) -> str:
-    """A hint ", did you mean 'x'?" for the closest known word, or a list of all."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+    """A hint "did you mean 'x' or 'y'?" of at most three close known words, or a list of all."""
+    matches = difflib.get_close_matches
+    close = matches(word, known, n=3, cutoff=0.6) or matches(word, known, n=1, cutoff=0.5)
+    if not close:
+        return f"known: {', '.join(sorted(known))}"
+    *others, last = map(repr, close)
+    return f"did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
 
 
 def validate(model: type[Config], values: dict[str, Any], where: str) -> Any:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gesso.adapters.lora import merged
 from gesso.config import (
     Config,
     DiffusionConfig,
@@ -62,7 +63,8 @@ class Description(Config):
     text_encoder: Spec | None = None
     backbone: Spec | None = None
     encoder_fingerprints: dict[str, str] = Field(default_factory=dict)
-    diffusion: DiffusionConfig
+    adapter: Spec | None = None  # that stays on the backbone, such as a control branch
+    diffusion: DiffusionConfig | None  # None: the backbone generates a tokenizer's codes
     sample: SampleConfig
 
 
@@ -128,12 +130,16 @@ class Model:
             text_encoder = build("encoders.text", d.text_encoder)
         if d.backbone is not None and "backbone" in parts:
             d.backbone = complete_backbone(d.backbone, image_encoder, text_encoder)
-            backbone = backbone or build("backbones", d.backbone)
+            backbone = backbone or _backbone(d)
+        if d.backbone is not None and isinstance(image_encoder, nn.Module):
+            image_encoder.requires_grad_(False)
+        if backbone is not None and image_encoder is not None:
+            check_kind(d, backbone, image_encoder)
         model = cls(d, image_encoder, text_encoder, backbone)
         model.description.encoder_fingerprints = {
             name: part.fingerprint()  # type: ignore[operator]
             for name, part in model.parts().items()
-            if name != "backbone" and name not in model.trained()
+            if name not in model.stored()
         }
         return model
 
@@ -151,16 +157,45 @@ class Model:
         self.description.sample = contract
 
     @property
+    def coded(self) -> bool:
+        """Whether the backbone generates codes, and does not denoise."""
+        return self.description.backbone is not None and self.description.diffusion is None
+
+    @property
+    def diffusion(self) -> DiffusionConfig:
+        """The diffusion that the backbone denoises.
+
+        Raises:
+            GessoError: it generates codes instead.
+        """
+        if self.description.diffusion is None:
+            raise GessoError(
+                f"{self.name} generates codes and has no noise path: this needs a diffusion model."
+            )
+        return self.description.diffusion
+
+    @property
     def path(self) -> NoisePath:
-        return make_path(self.description.diffusion)
+        return make_path(self.diffusion)
 
     def path_at(self, height: int, width: int) -> NoisePath:
         """The path of pictures of a size in pixels, which `diffusion.shift_base` may depend on."""
-        return make_path(self.description.diffusion, height * width)
+        return make_path(self.diffusion, height * width)
 
     def denoiser(self) -> Denoiser:
         """The backbone as a denoiser on its path."""
-        return Denoiser(self.backbone, self.path, self.description.diffusion.prediction)
+        return Denoiser(self.backbone, self.path, self.diffusion.prediction)
+
+    def attach(self, adapter: Spec) -> None:
+        """Attach an adapter to the backbone, see `gesso.adapters`; one that stays is described.
+
+        Raises:
+            GessoError: an unknown adapter or option, or one that does not fit the backbone.
+        """
+        found, options = resolve("adapters", adapter)
+        found.attach(options, self.backbone)
+        if found.STAYS:
+            self.description.adapter = _complete("adapters", adapter)
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules by name."""
@@ -172,13 +207,22 @@ class Model:
         return {name: part for name, part in named.items() if part is not None}
 
     def trained(self) -> dict[str, nn.Module]:
-        """The parts whose weights belong to this model; other encoders are named, not stored."""
+        """The parts that are trained."""
         if self.description.backbone is None:
             return {"image_encoder": self.image_encoder}
         trained = {} if self.backbone is None else {"backbone": self.backbone}
         if self.text_encoder is not None and self.text_encoder.trainable:
             trained["text_encoder"] = self.text_encoder
         return trained
+
+    def stored(self) -> dict[str, nn.Module]:
+        """The parts whose weights lie in the model's folder: those that are trained, and an image
+        encoder that names no weights, as it was trained before; others are named, not stored."""
+        stored = self.trained()
+        named = self.description.image_encoder.get("weights", "its own") is not None
+        if self.image_encoder is not None and not named:
+            stored["image_encoder"] = self.image_encoder
+        return stored
 
     def to(self, device: torch.device | str) -> Model:
         """Move every part to a device."""
@@ -212,11 +256,11 @@ class Model:
             self.sample.dtype = "bfloat16"
 
     def state(self) -> dict[str, Tensor]:
-        """The trained parts' tensors, keys `part.tensor`."""
+        """The stored parts' tensors, keys `part.tensor`; a LoRA in training is in the weights."""
         return {
             f"{name}.{key}": value
-            for name, part in self.trained().items()
-            for key, value in part.state_dict().items()
+            for name, part in self.stored().items()
+            for key, value in merged(part).items()
         }
 
     def load_state(self, state: Mapping[str, Tensor], where: str, *, assign: bool = False) -> None:
@@ -246,7 +290,7 @@ class Model:
                     f"{where}: {key} has shape {tuple(value.shape)} where the model has "
                     f"{tuple(own[key].shape)}: it does not fit its {DESCRIPTION}."
                 )
-        for name, part in self.trained().items():
+        for name, part in self.stored().items():
             cut = len(name) + 1
             own_part = {k[cut:]: v for k, v in state.items() if k[:cut] == f"{name}."}
             part.load_state_dict(own_part, assign=assign)
@@ -310,7 +354,7 @@ class Model:
         backbone = None
         if description.backbone is not None and "backbone" in parts:
             with WithoutWeights():
-                backbone = build("backbones", description.backbone)
+                backbone = _backbone(description)
         expected = dict(description.encoder_fingerprints)
         model = cls.build(description, parts=parts, backbone=backbone)
         for name, found in model.description.encoder_fingerprints.items():
@@ -405,6 +449,18 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def check_kind(description: Description, backbone: Any, image_encoder: Any) -> None:
+    """Refuse a denoiser without a diffusion, a generator of codes with one, and one whose
+    tokenizer is another than it was made for."""
+    coded, name = hasattr(backbone, "groups"), (description.backbone or {})["name"]
+    if coded != (description.diffusion is None):
+        does = "generates codes" if coded else "denoises"
+        wanted = "to null" if coded else "to a noise path, such as {path: flow, prediction: flow}"
+        raise GessoError(f"The backbone {name} {does}: set diffusion {wanted}.")
+    if coded:
+        backbone.check(image_encoder)
+
+
 def _cast(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """The backbone's tensors in a dtype, others in float32, whole numbers as they are."""
     if not value.is_floating_point():
@@ -425,6 +481,16 @@ def complete_backbone(backbone: Spec, image_encoder: Any, text_encoder: Any) -> 
     options = module("backbones", backbone["name"]).Config.model_fields
     implied = {k: v for k, v in sizes.items() if v is not None and k in options}
     return _complete("backbones", implied | backbone)
+
+
+def _backbone(description: Description) -> Any:
+    """The backbone with its adapter."""
+    assert description.backbone is not None
+    backbone = build("backbones", description.backbone)
+    if description.adapter is not None:
+        found, options = resolve("adapters", description.adapter)
+        found.attach(options, backbone)
+    return backbone
 
 
 def _complete(kind: str, spec: Spec) -> Spec:

@@ -16,7 +16,7 @@ from gesso.model import WEIGHTS, read_description, read_tensors
 # Options that decide shapes or the meaning of tensors, in the order in which they are compared.
 SHAPING = (
     *("hidden_size", "depth", "num_heads", "patch_size", "mlp_ratio", "in_channels"),
-    *("learn_sigma", "text_dim", "num_classes"),
+    *("learn_sigma", "text_dim", "num_classes", "vocabulary", "scales"),
 )
 
 
@@ -26,15 +26,17 @@ class Origin:
 
     Attributes:
         where: for messages.
-        backbone: its name and options.
+        backbone: its name and options; None: it is an image encoder alone.
         tensors: `part.tensor` -> weights, as in `model.safetensors`.
         text_encoder: its name and options, or None.
+        adapter: that stays on the backbone, likewise.
     """
 
     where: str
-    backbone: Spec
+    backbone: Spec | None
     tensors: dict[str, Tensor]
     text_encoder: Spec | None = None
+    adapter: Spec | None = None
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors of one part, without its name in front."""
@@ -53,7 +55,9 @@ def read_origin(found: Path) -> Origin:
         return Origin(str(found), spec, {f"backbone.{k}": v for k, v in state.items()})
     described = read_description(found)
     tensors = read_tensors(found / WEIGHTS)
-    return Origin(str(found), described.backbone or {}, tensors, described.text_encoder)
+    return Origin(
+        str(found), described.backbone, tensors, described.text_encoder, described.adapter
+    )
 
 
 def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:

@@ -31,10 +31,16 @@ class Denoiser:
     prediction: str
 
     def copied(self, learns: bool) -> tuple[Denoiser, nn.Module]:
-        """The same with a copy of the backbone, which learns or is frozen; and the copy."""
+        """The same with a copy of the backbone; and the copy.
+
+        Args:
+            learns: what learns in the backbone learns in its copy, too; else nothing does.
+        """
         backbone = copy.deepcopy(self.backbone)
         assert isinstance(backbone, nn.Module)
-        backbone.requires_grad_(learns).eval()
+        if not learns:
+            backbone.requires_grad_(False)
+        backbone.eval()
         return replace(self, backbone=backbone), backbone
 
     def bind(self, cond: Cond, times: Tensor | None = None) -> Denoise:
@@ -63,7 +69,15 @@ class Denoiser:
         return prepare(cond, None if times is None else self.path.model_time(times.float()))
 
     def guided(
-        self, x: Tensor, t: Tensor, both: Any, guidance_scale: float, rescale: float = 0.0
+        self,
+        x: Tensor,
+        t: Tensor,
+        both: Any,
+        guidance_scale: float,
+        rescale: float = 0.0,
+        *,
+        worse: Tensor | None = None,
+        worse_scale: float = 0.0,
     ) -> Denoised:
         """null + guidance_scale (cond - null) (Ho & Salimans 2022, in Imagen's convention).
 
@@ -75,10 +89,15 @@ class Denoiser:
             guidance_scale: 1 is conditional only, 0 is null only.
             rescale: phi in 0..1 of Lin et al. 2023, eq. 15-16: how far each picture's prediction is
                 brought back to the standard deviation of the conditional one.
+            worse: [B, C, h, w] the conditional prediction of a weakened network, if the result
+                shall also be led away from it, by worse_scale (cond - worse).
+            worse_scale: see there.
         """
         prediction = self.predict(torch.cat([x, x]), torch.cat([t, t]), both)
         with_cond, without = prediction.value.chunk(2)  # 2 of [B, C, h, w]
         value = without + guidance_scale * (with_cond - without)
+        if worse is not None:
+            value = value + worse_scale * (with_cond - worse)
         if rescale:
             dims = tuple(range(1, value.dim()))
             ratio = with_cond.std(dims, keepdim=True) / value.std(dims, keepdim=True)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from gesso.model import Model
 
 
+TEACHER = ("ddpm", "flow")  # paths of the models that can be distilled
+
+
 class Config(config.Config):
     """Options of latent consistency distillation: PixArt-δ's.
 

@@ -6,6 +6,7 @@ from gesso.config import Recipe, resolve
 from gesso.draws import Draws
 from gesso.model import Model
 from gesso.train.run import with_vocabulary
+from gesso.train.start import adapt
 from gesso.types import Batch, Cond
 
 
@@ -20,6 +21,8 @@ def training_flops(recipe: Recipe) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     model = Model.from_recipe(with_vocabulary(recipe))
+    if recipe.adapter is not None:
+        adapt(model, recipe)
     module, options = resolve("objectives", recipe.objective)
     objective = module.build(options, model)
     for role in objective.roles.values():
@@ -34,6 +37,9 @@ def training_flops(recipe: Recipe) -> float:
         cond = model.text_encoder.prepare(recipe.validation.prompts[-1:] * n)
     latents = torch.zeros(n, encoder.channels, side, side)
     batch = Batch(["x"] * n, cond, latents=latents, pixels=torch.zeros(n, 3, size, size))
+    if model.coded:
+        with torch.no_grad():
+            batch.codes = encoder.codes(latents)
     total = 0.0
     for phase in objective.phases:
         # The counter does not know the fused CPU attention; the plain form is products it can see.

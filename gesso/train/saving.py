@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from gesso.adapters import lora
 from gesso.train import checkpoint
 from gesso.train.checkpoint import Piece
 from gesso.train.optim import load_optimizer_state, optimizer_state
@@ -84,6 +85,8 @@ class Saver:
         with trainer.averaged.shown() as shown:
             model = shown[0] if shown and trainer.group.leads else None
             served = {k: _taken(v, copy) for k, v in model.state().items()} if model else {}
+            network = model.backbone if model else None
+            adapter = {k: _taken(v, copy) for k, v in lora.tensors(network).items()}
 
         def write() -> None:
             group, config, run = trainer.group, trainer.config, trainer.run
@@ -96,6 +99,8 @@ class Saver:
                     checkpoint.write(folder, parts, (group.rank, shards))
                 if model is not None:
                     model.save(folder, served, step=step)
+                if adapter:
+                    lora.save(network, adapter, folder / lora.FOLDER)
             except (OSError, SafetensorError) as e:
                 problem = str(e)
             problems = group.collect(f"written/{step}", problem)

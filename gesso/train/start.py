@@ -5,6 +5,8 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import torch
+
 from gesso.config import Recipe, Spec, resolve
 from gesso.convert.checkpoint import WEIGHT_SUFFIXES
 from gesso.convert.origin import Origin, first_difference, read_origin
@@ -22,14 +24,57 @@ def make_model(recipe: Recipe) -> Model:
     """
     model = Model.from_recipe(recipe)
     if recipe.init is not None:
-        _fill(model, recipe, origin_of(recipe.init))
+        origin = origin_of(recipe.init)
+        if origin.adapter is not None:  # the same one learns on
+            _refuse_other_adapter(origin, recipe)
+            adapt(model, recipe)
+        _fill(model, recipe, origin)
     elif recipe.convert is not None:
         raise GessoError(
             "The recipe has `convert` but nothing to convert: set `init`, or the stage's `start`."
         )
+    if recipe.adapter is not None and model.description.adapter is None:
+        adapt(model, recipe)
     if recipe.train.learns is not None:
         freeze(model, recipe.train.learns)
     return model
+
+
+def adapt(model: Model, recipe: Recipe) -> None:
+    """Attach a recipe's adapter to a model, and let it alone learn.
+
+    Raises:
+        GessoError: as `Model.attach`; or the recipe has something that no adapter goes with.
+    """
+    assert recipe.adapter is not None
+    if model.backbone is None:
+        raise GessoError("The recipe has an adapter, and no backbone to attach it to: remove it.")
+    for key, given in (
+        ("learns", recipe.train.learns is not None),
+        ("float8", recipe.train.float8),
+    ):
+        if given:
+            raise GessoError(
+                f"The recipe has train.{key} and an adapter, which alone learns: remove one."
+            )
+    for part in model.trained().values():
+        part.requires_grad_(False)
+    before = {id(p) for p in model.backbone.parameters()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model.attach(recipe.adapter)
+    for p in model.backbone.parameters():
+        p.requires_grad_(id(p) not in before)
+
+
+def _refuse_other_adapter(origin: Origin, recipe: Recipe) -> None:
+    assert origin.adapter is not None
+    own = None if recipe.adapter is None else complete(recipe.adapter, "adapters")
+    if own != origin.adapter:
+        raise GessoError(
+            f"{origin.where} has the adapter {origin.adapter}: set the recipe's adapter to the "
+            "same, or start from a model without one."
+        )
 
 
 def origin_of(init: str) -> Origin:
@@ -74,13 +119,16 @@ def refuse_misfit(before: Spec | None, where: str, recipe: Recipe, who: str = "T
         )
 
 
-def complete(backbone: Spec) -> Spec:
-    """A backbone's name and options with every default written out."""
-    return {**resolve("backbones", backbone)[1].model_dump(), **backbone}
+def complete(part: Spec, kind: str = "backbones") -> Spec:
+    """A part's name and options with every default written out."""
+    return {**resolve(kind, part)[1].model_dump(mode="json"), **part}
 
 
 def _fill(model: Model, recipe: Recipe, origin: Origin) -> None:
     """Put an origin's weights into a model; one that is converted keeps its own text encoder."""
+    if origin.backbone is None and recipe.backbone is not None and recipe.convert is None:
+        _take_image_encoder(model, origin)
+        return
     built = recipe.model_copy(update={"backbone": model.description.backbone})
     refuse_misfit(origin.backbone, origin.where, built)
     if recipe.convert is not None:
@@ -91,6 +139,17 @@ def _fill(model: Model, recipe: Recipe, origin: Origin) -> None:
     if model.text_encoder is not None and origin.text_encoder is None:  # a lone backbone
         state |= {k: v for k, v in model.state().items() if k.startswith("text_encoder.")}
     model.load_state(state, origin.where)
+
+
+def _take_image_encoder(model: Model, origin: Origin) -> None:
+    """A model around a tokenizer, or an autoencoder, that was trained on its own."""
+    if "image_encoder" not in model.stored():
+        raise GessoError(
+            f"{origin.where} is an image encoder alone, and the recipe names another: set "
+            "image_encoder.weights to null, or start from a model that has a backbone."
+        )
+    own = {k: v for k, v in model.state().items() if not k.startswith("image_encoder.")}
+    model.load_state(own | origin.tensors, origin.where)
 
 
 def freeze(model: Model, learns: list[str]) -> None:

@@ -23,7 +23,7 @@ from gesso.train.ema import EMA
 from gesso.train.optim import Optimizer, named_parameters
 from gesso.train.plan.encoders import Encoders
 from gesso.train.plan.trace import Recorder, Trace
-from gesso.train.start import freeze
+from gesso.train.start import adapt, freeze
 from gesso.types import Batch, Cond
 
 TEXT_MULTIPLE = 8  # of the length to which compiled blocks pad text
@@ -138,6 +138,8 @@ def _model(recipe: Recipe, encoders: Encoders) -> Model:
     if recipe.backbone is not None:
         spec = complete_backbone(recipe.backbone, encoders.image, encoders.text)
         model.backbone = build("backbones", spec)
+    if recipe.adapter is not None:
+        adapt(model, recipe)
     if recipe.train.learns is not None:
         freeze(model, recipe.train.learns)
     return model
@@ -157,6 +159,9 @@ def _batch(model: Model, n: int, size: tuple[int, int], length: int) -> Batch:
             shape = (n, length, *value.shape[2:])
             cond = cond.replace(**{name: torch.ones(shape, dtype=value.dtype)})
     cond = cond.replace(size=torch.zeros(n, 2), aspect=torch.ones(n, 1))
+    if model.coded:
+        with torch.no_grad():
+            return Batch(keys, cond, codes=encoder.codes(latents))
     return Batch(keys, cond, latents=latents)
 
 
