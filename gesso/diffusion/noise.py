@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from gesso.diffusion.paths import Path
 from gesso.types import GessoError
 
 Generators = Sequence[torch.Generator]
 """One generator for each picture."""
+
+
+def start_scale(path: Path, start_noise: Literal["path", "time"], t: float) -> float:
+    """What standard normal noise is multiplied with to be x at the first time t.
+
+    "path": what ends the path, at whatever time the sampling starts, as DMD has it (Yin et al.
+    2023). "time": sigma(t), as SIM has it (Luo et al. 2024, whose generator reads 2.5 z).
+    """
+    if start_noise == "path":
+        return path.noise_scale
+    return float(path.alpha_sigma(torch.tensor(t, dtype=torch.float64))[1])
 
 
 def draw_noise(

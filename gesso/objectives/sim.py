@@ -5,8 +5,8 @@ teacher's weights. With the denoised estimates D_q of the teacher and D_f of the
 x_t = alpha x0 + sigma noise, and u = D_q - D_f:
 
     score  L = w u / sqrt(|u|^2 + c^2) . (D_f - x0)    SIM, Luo et al. 2024, arXiv:2410.16794, with
-           the pseudo-Huber distance. The gradient passes through x_t inside both networks, u
-           included: less of it is another, wrong one.
+           the pseudo-Huber distance; without the root, the squared one. The gradient passes
+           through x_t inside both networks, u included: less of it is another, wrong one.
     kl     L = w sg(D_f - D_q) . x0    Diff-Instruct, Luo et al. 2023, arXiv:2305.18455; with
            w = 1 / mean |x0 - D_q| DMD's first term, Yin et al. 2023, arXiv:2311.18828.
 """
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gesso import config
 from gesso.conditions import Captions
 from gesso.diffusion import timesteps
+from gesso.diffusion.noise import start_scale
 from gesso.draws import Draws
 from gesso.nn.frozen import frozen
 from gesso.types import Batch, Cond, GessoError, LossOut, Phase
@@ -29,18 +30,22 @@ from gesso.types import Batch, Cond, GessoError, LossOut, Phase
 if TYPE_CHECKING:
     from gesso.model import Model
 
+TEACHER = ("ddpm", "flow", "edm")
+"""It distils the model that a recipe starts from, on these paths."""
+
 
 class Config(config.Config):
     """Options of score implicit matching and of its relatives by the KL divergence.
+
+    When the generator takes its noise, and how much, says the recipe's `sample`: one of `timesteps`
+    and `start_noise`. So it is trained for what it paints with.
 
     Attributes:
         divergence: "score" or "kl".
         weight: w: 1, or "residual", 1 / mean |x0 - D_q| of each picture.
         guidance_scale: of the teacher, 1 is none; generator and fake are never guided.
-        start: t at which the generator takes its noise, as a share of the path's noise: PixArt's
-            400 to 440 of 999 are 0.4 to 0.44. The model's `sample.timesteps` must say the same.
         latest, earliest: shares of the path between which scores are compared.
-        huber: c relative to the root of the number of latent values.
+        huber: c relative to the root of the number of latent values; None: the squared distance.
         fake_steps: of the fake for each of the generator.
         null: the teacher's unconditional branch.
     """
@@ -48,10 +53,9 @@ class Config(config.Config):
     divergence: Literal["score", "kl"] = "score"
     weight: Literal["one", "residual"] = "one"
     guidance_scale: float = Field(default=4.5, ge=0)
-    start: float = Field(default=0.44, gt=0, le=1)
     latest: float = Field(default=0.98, gt=0, le=1)
     earliest: float = Field(default=0.02, ge=0, lt=1)
-    huber: float = Field(default=1e-3, gt=0)
+    huber: float | None = Field(default=1e-3, gt=0)
     fake_steps: int = Field(default=1, ge=1)
     null: Literal["empty", "learned"] = "empty"
 
@@ -66,9 +70,11 @@ class SIM:
             Phase("generate", ("backbone",), every=options.fake_steps),
             Phase("fake", ("fake",)),
         )
-        self.options, self.diffusion = options, model.description.diffusion
+        self.options, self.diffusion = options, model.diffusion
         self.generator = model.denoiser()
         self.path = self.generator.path
+        self.start = start_of(model.sample)
+        self.scale = start_scale(self.path, model.sample.start_noise, self.start)
         self.fake, fake = self.generator.copied(learns=True)
         self.teacher, teacher = self.generator.copied(learns=False)
         model.text_encoder.requires_grad_(False)
@@ -110,9 +116,8 @@ class SIM:
         return self._generate(z, noise, t, cond, both)
 
     def make(self, z: Tensor, cond: Cond) -> Tensor:
-        """Noise [B, C, h, w] to clean latents, in one evaluation."""
-        t = self.path.place(z.new_full((len(z),), self.options.start))
-        return self.generator.bind(cond)(z, t).x0
+        """Standard normal noise [B, C, h, w] to clean latents, in one evaluation."""
+        return self.generator.bind(cond)(self.scale * z, z.new_full((len(z),), self.start)).x0
 
     def _generate(self, z: Tensor, noise: Tensor, t: Tensor, cond: Cond, both: Cond) -> LossOut:
         options = self.options
@@ -127,8 +132,10 @@ class SIM:
             u = real - fake  # [B, C, h, w]
         gap = u.detach().square().mean().sqrt()
         if options.divergence == "score":
-            square, c = u.square().flatten(1).sum(1), options.huber * u[0].numel() ** 0.5
-            loss = (u * (fake - x0)).flatten(1).sum(1) / (square + c**2).sqrt()  # [B]
+            loss = (u * (fake - x0)).flatten(1).sum(1)  # [B]
+            if options.huber is not None:
+                square, c = u.square().flatten(1).sum(1), options.huber * u[0].numel() ** 0.5
+                loss = loss / (square + c**2).sqrt()
         else:
             loss = -(u * x0).flatten(1).sum(1)  # [B]
         if options.weight == "residual":
@@ -136,11 +143,27 @@ class SIM:
         return LossOut(loss.mean(), {"gap": gap})
 
 
+def start_of(contract: config.SampleConfig) -> float:
+    """The time at which the generator takes its noise.
+
+    Raises:
+        GessoError: the contract is none of one step at a given time, without guidance.
+    """
+    times = contract.timesteps or ()
+    if contract.sampler != "one_step" or len(times) != 1 or contract.guidance_scale > 1:
+        raise GessoError(
+            "Objective 'sim' trains a generator of one step: set sample.sampler=one_step,"
+            " sample.guidance_scale=1 and one time in sample.timesteps, such as [440]."
+        )
+    return times[0]
+
+
 def build(options: Config, model: Model) -> SIM:
     """Build the objective.
 
     Raises:
-        GessoError: the model paints no captions, or the times are in a wrong order.
+        GessoError: the model paints no captions, the times are in a wrong order, or the recipe
+            does not sample in one step.
     """
     if model.backbone is None or model.text_encoder is None:
         raise GessoError("Objective 'sim' distils a text-to-image model: name one as `init`.")

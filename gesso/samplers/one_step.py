@@ -1,7 +1,7 @@
-"""One evaluation: for networks distilled to it, such as PixArt-DMD (started at t = 400).
+"""One evaluation: for networks distilled to it, such as PixArt-DMD and SIM.
 
-Yin et al. 2023, https://arxiv.org/abs/2311.18828, equation 1 and section 3.1: the starting noise
-is not scaled to the level of its time.
+Yin et al. 2023, https://arxiv.org/abs/2311.18828, equation 1 and section 3.1: unscaled noise, read
+at t = 400. Luo et al. 2024, arXiv:2410.16794: noise of the level of t = 440.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def sample(
 
     Args:
         denoise: the generator as a denoiser.
-        x: [B, C, h, w] standard normal noise.
+        x: [B, C, h, w] noise as `sample.start_noise` scales it.
         schedule: of one step.
         generator: unused, nothing is drawn.
         callback: told step 0 and x0's estimate.
