@@ -121,17 +121,6 @@ def test_a_full_disk_is_one_sentence(call, model_folder):
     assert code == 2 and "No space left" in err and "Traceback" not in err
 
 
-def test_systems_lists_and_explains(call):
-    code, out, _ = call("systems", "--json")
-    rows = json.loads(out)
-    papers = {row["name"]: row["paper"] for row in rows}
-    assert code == 0 and papers["pixart-alpha"] == "2310.00426"
-    code, out, _ = call("systems", "pixart-alpha")
-    assert code == 0 and "backbones/pixart.py" in out
-    code, _, err = call("systems", "pixart-beta")
-    assert code == 2 and "did you mean 'pixart_alpha'" in err
-
-
 def small(recipe_file, tiny_recipe):
     import yaml
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gesso import report
-from gesso.config import module, modules, nearest
+from gesso.config import nearest
 from gesso.experiments.design import Experiment
 from gesso.reproduce import results
 from gesso.reproduce.figure import draw
 from gesso.reproduce.jobs import Task, run_all
+from gesso.systems import find, names
 from gesso.types import GessoError
 
 SEEDS = 3
@@ -37,17 +38,15 @@ def reproduce(
         GessoError: as there; an unknown system lists the nearest, one without claims those that
             have some.
     """
-    names = [n for n in modules("systems") if hasattr(module("systems", n), "claim")]
-    file = name.replace("-", "_")
-    if file not in names:
-        known = [n.replace("_", "-") for n in names]
-        what = "measures no claim yet" if file in modules("systems") else "is not a system"
-        raise GessoError(f"{name!r} {what}: {nearest(name, known)}")
+    system = find(name)
+    if not hasattr(system, "claim"):
+        known = [n for n in names() if hasattr(find(n), "claim")]
+        raise GessoError(f"{name!r} measures no claim yet: {nearest(name, known)}")
     if out is None:
         out = Path("runs/reproduce") / (name.replace("_", "-") + ("-quick" if quick else ""))
     return reproduce_claims(
-        f"gesso.systems.{file}",
-        title=module("systems", file).SYSTEM.title,
+        system.__name__,
+        title=system.SYSTEM.title,
         quick=quick,
         seeds=seeds,
         only=only,

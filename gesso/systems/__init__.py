@@ -14,15 +14,34 @@ docs/adding-a-system.md writes one from beginning to end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gesso import config
 from gesso.config import Recipe, module, modules, nearest
+from gesso.experiments.verdict import CONTRADICTED, NOT_SHOWN, SHOWN
 from gesso.train import stages
 from gesso.train.stages import Stage
 from gesso.types import GessoError
+
+MEASURED = "measured"
+"""A figure that nothing was claimed about."""
+
+NOT_YET = "not yet measured"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured of a claim.
+
+    Attributes:
+        text: what was found, with the figures, in a sentence.
+        verdict: `SHOWN`, `NOT_SHOWN` or `CONTRADICTED` as `gesso reproduce` judged, or `MEASURED`.
+    """
+
+    text: str
+    verdict: str = MEASURED
 
 
 @dataclass(frozen=True)
@@ -37,7 +56,7 @@ class System:
         differs: what is otherwise here.
         read: files to read, in order, relative to the package.
         commands: to try it.
-        claim: the claim measured here, with the figure, or "not yet measured".
+        measured: what became of its claims here, the main one first; none: nothing yet.
     """
 
     title: str
@@ -47,7 +66,32 @@ class System:
     differs: str
     read: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
-    claim: str = "not yet measured"
+    measured: list[Finding] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """How its claims fared: "2 shown, 1 contradicted"."""
+        verdicts = [finding.verdict for finding in self.measured]
+        judged = [v for v in (SHOWN, NOT_SHOWN, CONTRADICTED) if v in verdicts]
+        if not verdicts or not judged:
+            return verdicts[0] if verdicts else NOT_YET
+        return ", ".join(f"{verdicts.count(v)} {v}" for v in judged)
+
+
+def names() -> list[str]:
+    """Every system, as the command line knows it."""
+    return [name.replace("_", "-") for name in modules("systems")]
+
+
+def find(name: str) -> Any:
+    """A system's module.
+
+    Raises:
+        GessoError: no such system, with the nearest ones.
+    """
+    if name.replace("_", "-") not in names():
+        raise GessoError(f"There is no system called {name!r}: {nearest(name, names())}")
+    return module("systems", name)
 
 
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
@@ -105,45 +149,52 @@ def miniature(recipe: str, *overrides: str, stage: str = "") -> Recipe:
 
 
 def _recipe_of(name: str) -> str:
-    known = [s.replace("_", "-") for s in modules("systems")]
-    if name in known:
-        return str(module("systems", name).RECIPE)
+    if name in names():
+        return str(find(name).RECIPE)
     if not name.endswith((".yaml", ".yml")) and name not in config.recipes():
-        hint = nearest(name, list({*config.recipes(), *known}))
+        hint = nearest(name, list({*config.recipes(), *names()}))
         raise GessoError(f"There is no recipe or system called {name!r}: {hint}")
     return name
 
 
 def table() -> list[dict[str, Any]]:
-    """One row a system, for `gesso systems`."""
+    """One row a system, for `gesso systems`; `claim` is what became of its main one."""
     rows = []
-    for name in modules("systems"):
-        system: System = module("systems", name).SYSTEM
+    for name in names():
+        system: System = find(name).SYSTEM
         rows.append(
             {
-                "name": name.replace("_", "-"),
+                "name": name,
                 "title": system.title,
                 "paper": system.paper,
                 "adds": system.adds,
-                "claim": system.claim,
+                "status": system.status,
+                "claim": system.measured[0].text if system.measured else "",
             }
         )
     return rows
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Everything about one system; files to read come with their line counts."""
-    system: System = module("systems", name).SYSTEM
+    """Everything about one system; files to read come with their line counts.
+
+    Raises:
+        GessoError: no such system, with the nearest ones.
+    """
+    system: System = find(name).SYSTEM
     package = Path(config.__file__).parent
-    read = [f"gesso/{f} ({len((package / f).read_text().splitlines())} lines)" for f in system.read]
     return {
-        "name": name,
+        "name": name.replace("_", "-"),
         "title": system.title,
         "paper": f"arXiv:{system.paper}",
         "adds": system.adds,
         "published": system.published,
         "differs": system.differs,
-        "read": read,
+        "read": [
+            {"file": f"gesso/{file}", "lines": len((package / file).read_text().splitlines())}
+            for file in system.read
+        ],
         "commands": system.commands,
-        "claim": system.claim,
+        "status": system.status,
+        "measured": [asdict(finding) for finding in system.measured],
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gesso.config import Recipe
-from gesso.systems import System, miniature
+from gesso.experiments.verdict import CONTRADICTED
+from gesso.systems import Finding, System, miniature
 
 if TYPE_CHECKING:
     from gesso.experiments.design import Experiment
@@ -34,9 +35,13 @@ SYSTEM = System(
         "gesso plan micro-budget-xl --gpus 8 --gpu h100",
         "gesso reproduce micro-budget --quick",
     ],
-    claim="Deferred masking at 75 % against naive masking and a network of half the width at 3 "
-    "TFLOP each, held-out loss after the fine-tune: 0.70, 0.68 and 0.47 (contradicted at this "
-    "scale)",
+    measured=[
+        Finding(
+            "deferred masking at 75 % against naive masking and a network of half the width at 3 "
+            "TFLOP each, held-out loss after the fine-tune: 0.70, 0.68 and 0.47",
+            CONTRADICTED,
+        )
+    ],
 )
 
 
