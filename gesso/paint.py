@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gesso.controls import condition_of
 from gesso.data.images import load_rgb
 from gesso.encoders.pack import Pack
 from gesso.loading import load
@@ -18,7 +19,7 @@ from gesso.nn.quantize import Kind
 from gesso.pipeline import Pipeline, PipelineOutput
 from gesso.png import read_png, save_png
 from gesso.progress import steps_bar
-from gesso.types import GessoError
+from gesso.types import GessoError, Sample
 
 
 def paint_to_files(
@@ -34,6 +35,9 @@ def paint_to_files(
     image: Path | None = None,
     mask: Path | None = None,
     strength: float | None = None,
+    control: Path | None = None,
+    control_from: Path | None = None,
+    control_scale: float | None = None,
     out: Path = Path("paintings"),
     like: Path | None = None,
     pack: Path | None = None,
@@ -56,6 +60,10 @@ def paint_to_files(
             are painted then.
         size: "HxW" in pixels.
         image, mask, strength: a picture to paint over, and where and how far.
+        control: a control picture, for a model with a control branch; of the size that is painted.
+        control_from: or a picture whose control picture is made as for training, and written
+            beside the paintings as NAME-control.png.
+        control_scale: see `gesso.pipeline.Pipeline.__call__`.
         out: a folder, made when absent, or a `.png` file (numbered when n > 1).
         like: a picture that gesso painted; its prompt, seed, contract and model are the defaults,
             and the picture that it was painted over, if that is where it was and as it was.
@@ -101,6 +109,9 @@ def paint_to_files(
             strength = made["strength"] if strength is None else strength
             if mask is None and made.get("mask"):
                 mask = _found_again(like, made["mask"], "--mask")
+        if control is None and control_from is None and made.get("control"):
+            control = _found_again(like, made["control"], "--control")
+            control_scale = made["control_scale"] if control_scale is None else control_scale
         if not lora:
             options["lora"] = [(a["path"], a["weight"]) for a in made.get("lora", [])]
         options["quantize"] = quantize or made.get("quantize")
@@ -129,6 +140,12 @@ def paint_to_files(
     if not prompts:
         raise GessoError('There is no prompt: write gesso paint "a red circle".')
 
+    if control is not None and control_from is not None:
+        raise GessoError("--control and --control-from exclude each other: leave out one.")
+    if control_from is not None:
+        control = _draw_control(control_from, pipe, (height, width), out)
+    steered = None if control is None else _picture(control, "used as a control picture")
+
     started = time.perf_counter()
     with steps_bar("painting", quiet) as show:
         output = pipe(
@@ -137,6 +154,8 @@ def paint_to_files(
             image=None if image is None else _picture(image),
             mask_image=None if mask is None else _picture(mask).max(axis=2),
             strength=strength,
+            control_image=steered,
+            control_scale=control_scale,
             height=height,
             width=width,
             num_inference_steps=steps,
@@ -151,6 +170,8 @@ def paint_to_files(
     if image is not None:
         shared |= {"image": _reference(image), "strength": output.strength}
         shared |= {"mask": _reference(mask)} if mask is not None else {}
+    if control is not None:
+        shared |= {"control": _reference(control), "control_scale": control_scale}
     files = _write(pipe, output, out, shared)
     return {
         "images": [str(f) for f in files],
@@ -174,12 +195,37 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
     return height, int(match[2] or height)
 
 
-def _picture(file: Path) -> np.ndarray:
+def _picture(file: Path, use: str = "painted over") -> np.ndarray:
     """[H, W, 3] uint8."""
     try:
         return load_rgb(file)
     except GessoError as e:
-        raise GessoError(f"{file} cannot be painted over: {e}") from None
+        raise GessoError(f"{file} cannot be {use}: {e}") from None
+
+
+def _draw_control(
+    file: Path, pipe: Pipeline, size: tuple[int | None, int | None], out: Path
+) -> Path:
+    """Make a picture's control picture of the size that will be painted; returns its file."""
+    from PIL import Image
+
+    condition = condition_of(pipe.model.description.adapter)
+    if condition is None:
+        raise GessoError(
+            f"{pipe.source} cannot make control pictures: give a finished one with --control to a "
+            "model that has a control branch."
+        )
+    image, contract = _picture(file, "used for a control picture"), pipe.model.sample
+    wanted = (size[0] or contract.height, size[1] or contract.width)
+    try:
+        drawn = condition(Sample(file.name, image, []), wanted)
+    except GessoError as e:
+        raise GessoError(f"No control picture can be made of {file}: {e}") from None
+    folder = out.parent if out.suffix.lower() == ".png" else out
+    folder.mkdir(parents=True, exist_ok=True)
+    control = folder / f"{file.stem}-control.png"
+    Image.fromarray(drawn).save(control)
+    return control
 
 
 def _reference(file: Path) -> dict[str, str]:

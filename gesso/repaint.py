@@ -81,8 +81,8 @@ def make_canvas(
     Raises:
         GessoError: another number of pictures than prompts, or a mask of another size.
     """
-    pictures = [_rgb(p) for p in _several(image)]
-    masks = None if mask is None else [_grey(m) for m in _several(mask)]
+    pictures = [_rgb(p) for p in several(image)]
+    masks = None if mask is None else [_grey(m) for m in several(mask)]
     if masks is not None:
         for picture, painted in zip(pictures * len(masks), masks * len(pictures), strict=True):
             if picture.shape[:2] != painted.shape:
@@ -97,9 +97,9 @@ def make_canvas(
         cut = [cover(np.repeat(m[..., None], 3, 2), wanted)[..., :1] for m in masks]
         white = (to_tensor(np.stack(cut)) >= 0).float()  # [k, 1, H, W]
     return Canvas(
-        _one_each(pixels, n, per_prompt, "pictures"),
-        _one_each(encode(pixels), n, per_prompt, "pictures"),
-        None if white is None else _one_each(white, n, per_prompt, "masks"),
+        one_each(pixels, n, per_prompt, "pictures"),
+        one_each(encode(pixels), n, per_prompt, "pictures"),
+        None if white is None else one_each(white, n, per_prompt, "masks"),
     )
 
 
@@ -151,10 +151,15 @@ def keep_unmasked(
     return masked
 
 
-def _several(value: Any) -> list[Any]:
+def several(value: Any) -> list[Any]:
+    """A picture, or a list of them, as a list.
+
+    Raises:
+        GessoError: it is empty.
+    """
     several = list(value) if isinstance(value, list | tuple) else [value]
     if not several:
-        raise GessoError("There is no picture to paint over: give one, or one for each prompt.")
+        raise GessoError("The list of pictures is empty: give one picture, or one for each prompt.")
     return several
 
 
@@ -180,8 +185,12 @@ def _shown(picture: np.ndarray) -> str:
     return f"{picture.shape[0]}x{picture.shape[1]}"
 
 
-def _one_each(rows: Tensor, n: int, per_prompt: int, what: str) -> Tensor:
-    """k rows -> n: one for all, or one a prompt."""
+def one_each(rows: Tensor, n: int, per_prompt: int, what: str) -> Tensor:
+    """k rows -> n: one for all, or one a prompt.
+
+    Raises:
+        GessoError: `what` are neither one nor as many as prompts.
+    """
     if len(rows) == 1:
         return rows.expand(n, *rows.shape[1:])
     if len(rows) * per_prompt != n:

@@ -246,7 +246,7 @@ def test_masked_painting_equals_replacing_after_every_step(pipe):
         ({"mask_image": mask(), "image": None}, "give an image"),
         ({"image": None, "strength": 0.5}, "give an image"),
         ({"image": [picture(0)] * 2}, "2 pictures for 1 prompts"),
-        ({"image": []}, "no picture to paint over"),
+        ({"image": []}, "list of pictures is empty"),
         ({"image": "file.png"}, "PIL image or an"),
         ({"strength": 0.0}, "strength 0.0 is not above 0"),
         ({"strength": 0.1}, "leaves none of 4 steps"),

@@ -33,6 +33,7 @@ from gesso.nn.init import zero_
 from gesso.nn.linear import Linear
 from gesso.types import GessoError
 
+STAYS = True  # part of the model that is saved, see `gesso.adapters`
 Wiring = Literal["released", "ordinary"]
 
 

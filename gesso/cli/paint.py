@@ -24,6 +24,15 @@ def paint(
     image: Annotated[Path | None, typer.Option(help="A picture to paint over.")] = None,
     strength: Annotated[float | None, typer.Option(help="How far, in (0, 1]; 0.8.")] = None,
     mask: Annotated[Path | None, typer.Option(help="Its white parts are painted over.")] = None,
+    control: Annotated[
+        Path | None, typer.Option(help="A control picture, for a model with a control branch.")
+    ] = None,
+    control_from: Annotated[
+        Path | None, typer.Option(help="A picture whose edges, or the like, are the control.")
+    ] = None,
+    control_scale: Annotated[
+        float | None, typer.Option(help="How strongly; default 1, 0 is without.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="A folder, or a .png file.")] = Path("paintings"),
     like: Annotated[Path | None, typer.Option(help="Repaint a picture that gesso made.")] = None,
     pack: Annotated[
@@ -65,6 +74,9 @@ def paint(
         image=image,
         mask=mask,
         strength=strength,
+        control=control,
+        control_from=control_from,
+        control_scale=control_scale,
         out=out,
         like=like,
         pack=pack,
