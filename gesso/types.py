@@ -162,6 +162,13 @@ class Cond:
         index = torch.arange(len(self), device=drop.device) + drop.long() * len(self)
         return both[index]
 
+    def silent(self) -> Cond:
+        """The same places with features of zero: text that says nothing."""
+        return self.replace(
+            tokens=None if self.tokens is None else self.tokens.new_zeros(self.tokens.shape),
+            pooled=None if self.pooled is None else self.pooled.new_zeros(self.pooled.shape),
+        )
+
     def replace(self, **changes: Tensor | None) -> Cond:
         """A copy with some fields changed."""
         return replace(self, **changes)

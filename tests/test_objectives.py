@@ -224,6 +224,17 @@ def test_every_objective_is_found_by_its_file() -> None:
         resolve("objectives", {"name": "denoise", "caption_dropuot": 0.2})
 
 
+class Drawn:
+    """Draws that are given."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def rand(self, *shape: int) -> torch.Tensor:
+        assert tuple(self.values.shape) == shape
+        return self.values
+
+
 def test_a_frozen_text_encoder_gives_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     model = moved_model()
     encoder = model.text_encoder
@@ -235,7 +246,8 @@ def test_a_frozen_text_encoder_gives_tokens(monkeypatch: pytest.MonkeyPatch) -> 
     tokens = torch.ones(64, LENGTH, encoder.dim)
     cond = objective.captions.dropped(
         Cond(tokens=tokens, mask=torch.ones(64, LENGTH, dtype=torch.bool)),
-        torch.arange(64) % 2 == 0,
+        0.5,
+        Drawn(torch.arange(64)[:, None] % 2),
     )
     assert cond.tokens is not None and cond.mask is not None
     assert torch.equal(cond.tokens[::2, :2], empty.tokens.expand(32, -1, -1))

@@ -16,8 +16,8 @@ def draw(config: DiffusionConfig, n: int, generator: Draws, pixels: int | None =
     """n timesteps in the path's units, independent of each other.
 
     A share u in (0, 1) of the path follows a law of Esser et al. 2024 (arXiv 2403.03206), section
-    3.1 and appendix B; on the ddpm path it becomes the whole step floor(1000 u), on the flow path it
-    is shifted. Both ends are u = 0, clean, and u = 1, noise.
+    3.1; on the ddpm path it becomes the whole step floor(1000 u), on the flow path it is shifted.
+    Both ends are u = 0, clean, and u = 1, noise.
 
         uniform       covers the path evenly
         logit_normal  sigmoid of a normal variable: the middle is favoured (eq. 19)
@@ -60,5 +60,8 @@ def mode(u: Tensor, scale: float) -> Tensor:
 
 
 def cosmap(u: Tensor) -> Tensor:
-    """1 - 1 / (tan(pi u / 2) + 1), of uniform u: [n] -> [n]; density 2 / (pi - 2 pi t + 2 pi t^2)."""
+    """1 - 1 / (tan(pi u / 2) + 1), of uniform u: [n] -> [n].
+
+    Its density is 2 / (pi - 2 pi t + 2 pi t^2) (eq. 21).
+    """
     return 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)

@@ -1,4 +1,4 @@
-"""A frozen Hugging Face text encoder with its tokenizer, shared by `text/hf.py` and `text/t5.py`.
+"""A frozen Hugging Face text encoder with its tokenizer, shared by `hf`, `t5` and `clip` of text/.
 
 Dims: B prompts, L tokens of the longest prompt in a call, D width of a token.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class FrozenTextEncoder(nn.Module):
         max_tokens: longer prompts are cut; special tokens (EOS, CLS, ...) count.
         clean: applied to every prompt first.
         cleaning: names what `clean` does, for the fingerprint.
+        padding: up to the "longest" prompt of a call, which the encoder is told not to read; or up
+            to "max" tokens, which it and the backbone read like words, as Stable Diffusion 3 does.
 
     Raises:
         GessoError: the tokenizer has neither a padding nor an end-of-text token, or the encoder
@@ -47,6 +49,7 @@ class FrozenTextEncoder(nn.Module):
         max_tokens: int,
         clean: Callable[[str], str] = str,
         cleaning: str = "none",
+        padding: Literal["longest", "max"] = "longest",
     ) -> None:
         super().__init__()
         positions = getattr(encoder.config, "max_position_embeddings", None) or max_tokens
@@ -69,6 +72,7 @@ class FrozenTextEncoder(nn.Module):
         self.dim = int(encoder.config.hidden_size)
         self._clean = clean
         self._cleaning = cleaning
+        self._padding = padding
 
     def train(self, mode: bool = True) -> FrozenTextEncoder:
         """Stays in evaluation mode: dropout would make the features random."""
@@ -78,21 +82,27 @@ class FrozenTextEncoder(nn.Module):
     def prepare(self, prompts: list[str]) -> Cond:
         """Prompts to `tokens` [B, L, D] float32 and `mask` [B, L], on the encoder's device.
 
-        Features of padding are left as the encoder gives them; the mask is False there.
+        Features of padding are left as the encoder gives them; the mask is False there, unless
+        padding is read.
         """
         texts = [self._clean(p) for p in prompts]
+        read = self._padding == "max"
         batch = self.tokenizer(
             texts,
-            padding="longest",
+            padding="max_length" if read else "longest",
             truncation=True,
             max_length=self.max_tokens,
             return_tensors="pt",
         )
         device = next(self.encoder.parameters()).device
         ids: Tensor = batch["input_ids"].to(device)  # [B, L]
-        mask: Tensor = batch["attention_mask"].to(device)  # [B, L]
+        mask: Tensor = torch.ones_like(ids) if read else batch["attention_mask"].to(device)
+        return self.features(ids, mask).replace(mask=mask.bool())
+
+    def features(self, ids: Tensor, mask: Tensor) -> Cond:
+        """ids [B, L], mask [B, L] of what is read -> `tokens` [B, L, D]."""
         hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # [B, L, D]
-        return Cond(tokens=hidden.float(), mask=mask.bool())
+        return Cond(tokens=hidden.float())
 
     def forward(self, cond: Cond) -> Cond:
         """The condition itself: `prepare` has filled in the tokens."""
@@ -105,7 +115,8 @@ class FrozenTextEncoder(nn.Module):
     def fingerprint(self) -> str:
         """16 hex digits over weights, vocabulary, length and cleaning."""
         vocabulary = hashlib.sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode())
-        config = f"{self.max_tokens} {self._cleaning} {vocabulary.hexdigest()}"
+        read = f" {self._padding}" * (self._padding == "max")
+        config = f"{self.max_tokens} {self._cleaning} {vocabulary.hexdigest()}{read}"
         return fingerprint(config, self.state_dict())
 
 

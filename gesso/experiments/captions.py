@@ -8,24 +8,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from gesso.config import Recipe
 from gesso.data.scenes import Scene, captions, read, relations_between, sample_scene, short_wordings
 from gesso.experiments import measure
 from gesso.experiments.design import Arm, Claim, Experiment, Job, Numbers
-from gesso.loading import find
-from gesso.model import Model
-from gesso.train.run import with_vocabulary
 
 LEVEL = 1
 ITEMS = 120
 THRESHOLD = 0.3  # GenEval's, on the reader's confidence
 STEPS = 400
-PICTURE_MODEL = "scenes"
-TEXT_PARTS = ("text_encoder.", "y_embedder.", "cross_attn.")
 
 ARMS = {
     "noisy": ({"noisy": 1.0}, "captions as on the web: incomplete, beside the point or wrong"),
@@ -83,7 +76,7 @@ def _run(weights: dict[str, float], job: Job) -> Numbers:
     fixed = [f"train.steps={STEPS}", "train.ema=0.98", "sample.sampler=euler"]
     recipe = measure.recipe(job, [*fixed, "sample.num_inference_steps=12"])
     recipe.data.caption_weights = weights
-    recipe.init = str(_without_words(job, recipe))
+    recipe.init = str(measure.without_words(job, recipe))
     trained = measure.train(job, recipe)
     numbers = {"tflop": trained.flops / 1e12, "seconds": trained.seconds}
     scenes = test_scenes(2 if job.quick else ITEMS)
@@ -94,21 +87,6 @@ def _run(weights: dict[str, float], job: Job) -> Numbers:
         judged = judge(measure.paint(trained.run, texts), scenes)
         numbers |= {f"{metric}_{prompt}": value for metric, value in judged.items()}
     return numbers
-
-
-def _without_words(job: Job, recipe: Recipe) -> Path:
-    """The shipped model with random weights, by the job's seed, in everything that reads."""
-    folder = job.folder / "start"
-    if not folder.exists():
-        model = Model.load(find(PICTURE_MODEL))
-        random = Model.from_recipe(with_vocabulary(recipe)).state()
-        text = {k: v for k, v in random.items() if any(part in k for part in TEXT_PARTS)}
-        model.load_state(model.state() | text, "the picture model")
-        temporary = folder.with_suffix(".part")
-        temporary.mkdir(parents=True, exist_ok=True)
-        model.save(temporary)
-        temporary.rename(folder)
-    return folder
 
 
 def test_scenes(count: int) -> list[Scene]:

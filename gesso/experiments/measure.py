@@ -14,14 +14,26 @@ import numpy as np
 from gesso.config import Recipe, load_recipe
 from gesso.evals.scenes import CHUNK, evaluate_model
 from gesso.experiments.design import Job, Numbers
-from gesso.loading import load
+from gesso.loading import find, load
+from gesso.model import Model
 from gesso.train.flops import training_flops
 from gesso.train.folder import RECIPE
-from gesso.train.run import encode_recipe, train_recipe
+from gesso.train.run import encode_recipe, train_recipe, with_vocabulary
 
-__all__ = ["Trained", "paint", "recipe", "scenes", "shared", "train", "training_flops"]
+__all__ = [
+    "Trained",
+    "paint",
+    "recipe",
+    "scenes",
+    "shared",
+    "train",
+    "training_flops",
+    "without_words",
+]
 
 QUICK_STEPS, QUICK_BATCH, QUICK_PICTURES = 4, 8, 64
+PICTURE_MODEL = "scenes"
+TEXT_PARTS = ("text_encoder.", "y_embedder.", "cross_attn.")
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,26 @@ def paint(run: Path, prompts: list[str]) -> list[np.ndarray]:
     pipe = load(run)
     seeds = list(range(len(prompts)))
     return [np.asarray(image) for image in pipe(prompts, seed=seeds, batch_size=CHUNK).images]
+
+
+def without_words(job: Job, recipe: Recipe) -> Path:
+    """A start: the shipped model with random weights, by the job's seed, in everything that reads.
+
+    Args:
+        job: whose folder the start lies in.
+        recipe: of the shipped model's architecture.
+    """
+    folder = job.folder / "start"
+    if not folder.exists():
+        model = Model.load(find(PICTURE_MODEL))
+        random = Model.from_recipe(with_vocabulary(recipe)).state()
+        text = {k: v for k, v in random.items() if any(part in k for part in TEXT_PARTS)}
+        model.load_state(model.state() | text, "the picture model")
+        temporary = folder.with_suffix(".part")
+        temporary.mkdir(parents=True, exist_ok=True)
+        model.save(temporary)
+        temporary.rename(folder)
+    return folder
 
 
 @contextmanager

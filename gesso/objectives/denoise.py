@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -37,15 +37,16 @@ class Config(config.Config):
     """Options of the denoising objective.
 
     Attributes:
-        caption_dropout: share of the pictures that are learnt without their caption.
-        null: what stands for no caption: the encoded empty prompt, or the backbone's own.
+        caption_dropout: share of the pictures that are learnt without their caption; of several
+            text encoders, each is without it in such a share, independently.
+        null: what stands for no caption, see `gesso.config.Null`.
         vlb_weight: of the variational bound in bits per dimension, where the backbone learns its
             variance on the ddpm path.
         mask_ratio: share of the patches that `gesso.adapters.deferred_mask` drops.
     """
 
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
-    null: Literal["empty", "learned"] = "empty"
+    null: config.Null = "empty"
     vlb_weight: float = Field(default=1.0, ge=0)
     mask_ratio: float = Field(default=0.0, ge=0, lt=1)
 
@@ -57,7 +58,7 @@ class DenoiseObjective:
 
     def __init__(self, options: Config, model: Model) -> None:
         self.options = options
-        self.diffusion = model.description.diffusion
+        self.diffusion = model.diffusion
         self.denoiser = model.denoiser()
         self.path = self.denoiser.path
         self.backbone = model.backbone
@@ -82,8 +83,7 @@ class DenoiseObjective:
         pixels = x0[0, 0].numel() * self.factor**2
         t = timesteps.draw(self.diffusion, len(x0), generator, pixels).to(x0.device)  # [B]
         noise = generator.randn(*x0.shape).to(x0.device)
-        drop = generator.rand(len(x0))
-        cond = self.captions.dropped(batch.cond, drop.to(x0.device) < self.options.caption_dropout)
+        cond = self.captions.dropped(batch.cond, self.options.caption_dropout, generator)
 
         denoiser = self.denoiser
         if self.options.mask_ratio and self.backbone.training:

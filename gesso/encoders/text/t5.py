@@ -7,8 +7,8 @@ mask, so that padding to the longest prompt gives the features that padding to 1
 from __future__ import annotations
 
 import html
-import importlib.util
 import re
+from importlib.util import find_spec
 from typing import Literal
 
 from pydantic import Field
@@ -30,6 +30,8 @@ class Config(config.Config):
         max_tokens: 120 for PixArt-alpha, 300 for PixArt-Sigma.
         clean: "lower" lower-cases prompts and strips blanks, as diffusers' pipelines do; "alpha"
             also removes mark-up, as PixArt-alpha's authors do; Sigma's read them raw ("none").
+        padding: "longest": padding is there for the batch alone and not read, as in PixArt;
+            "max": prompts are padded to `max_tokens` and all of it is read, as in Stable Diffusion 3.
         dtype: of the weights; T5 overflows in float16.
     """
 
@@ -38,6 +40,7 @@ class Config(config.Config):
     tokenizer: str | None = None
     max_tokens: int = Field(default=120, ge=2)
     clean: Literal["none", "lower", "alpha"] = "none"
+    padding: Literal["longest", "max"] = "longest"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -52,12 +55,12 @@ def build(options: Config) -> FrozenTextEncoder:
     encoder, tokenizer = load_encoder(
         T5EncoderModel, options.path, options.subfolder, options.tokenizer, options.dtype
     )
-    if options.clean == "none":
-        return FrozenTextEncoder(encoder, tokenizer, options.max_tokens)
-    if options.clean == "lower":
-        return FrozenTextEncoder(encoder, tokenizer, options.max_tokens, lower, "lower")
-    cleaning = "alpha, ftfy" if importlib.util.find_spec("ftfy") else "alpha"
-    return FrozenTextEncoder(encoder, tokenizer, options.max_tokens, clean_caption, cleaning)
+    clean, cleaning = {"none": (str, "none"), "lower": (lower, "lower")}.get(
+        options.clean, (clean_caption, "alpha, ftfy" if find_spec("ftfy") else "alpha")
+    )
+    return FrozenTextEncoder(
+        encoder, tokenizer, options.max_tokens, clean, cleaning, options.padding
+    )
 
 
 def lower(text: str) -> str:
@@ -72,7 +75,7 @@ def clean_caption(text: str) -> str:
     Broken encodings are repaired where the package ftfy is installed.
     """
     for _ in range(2):
-        if importlib.util.find_spec("ftfy"):
+        if find_spec("ftfy"):
             import ftfy
 
             text = ftfy.fix_text(text)
