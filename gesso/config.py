@@ -112,7 +112,7 @@ class SampleConfig(Config):
     ] = "dpm_solver"
     num_inference_steps: int = Field(default=20, ge=1)
     # Which times are visited: see `gesso.diffusion.schedules.make_schedule`.
-    spacing: Literal["linspace", "trailing", "continuous", "lcm", "lcm_reference"] = "linspace"
+    spacing: Literal["linspace", "trailing", "continuous", "lcm", "lcm_reference", "sd3"] = "linspace"
     final: Literal["zero", "sigma_min"] = "zero"
     timesteps: tuple[float, ...] | None = None  # given outright, such as DMD's [400]
     # How much noise the first time starts from: what the path ends with, or what belongs to it.

@@ -170,7 +170,9 @@ def make_path(config: DiffusionConfig, pixels: int | None = None) -> DDPM | Flow
         raise GessoError(f"diffusion.{key} belongs to path: edm; change it, or the path.")
     for key in ("shift", "shift_base"):
         if config.path != "flow" and getattr(config, key) not in (1, None):
-            raise GessoError(f"diffusion.{key} applies to path: flow; remove it or change the path.")
+            raise GessoError(
+                f"diffusion.{key} applies to path: flow; remove it or change the path."
+            )
     if config.path == "edm":
         if not own["timesteps"]:
             raise GessoError(

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from gesso.diffusion.consistency import grid
-from gesso.diffusion.paths import DDPM, EDM, Path
+from gesso.diffusion.paths import DDPM, EDM, Flow, Path
 from gesso.types import GessoError
 
 Callback = Callable[[int, Tensor], None]
 """(step 0..N-1, estimate of x0 [B, C, h, w]), called after every step of a sampler."""
 
 
-Spacing = Literal["linspace", "trailing", "continuous", "lcm", "lcm_reference"]
+Spacing = Literal["linspace", "trailing", "continuous", "lcm", "lcm_reference", "sd3"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,8 @@ def make_schedule(
             "lcm" and "lcm_reference" pick N of the `original_inference_steps` times that a
             consistency model was distilled on: evenly with their indices rounded
             down (diffusers), or every (original // N)-th (Luo et al. 2023, the authors' code).
+            "sd3" takes N even shares from noise to the first of 1000 steps of the flow path, shifted
+            twice there, and 0 follows: Stable Diffusion 3's authors and diffusers.
         final: "zero" ends at the clean latent, "sigma_min" at `path.t_min`, where the ddpm path
             keeps a trace of noise (sigma = 0.01).
         timesteps: these times instead, falling, in the path's units; N and the spacing are unused.
@@ -118,6 +120,12 @@ def make_schedule(
 def _even(path: Path, n: int, spacing: Spacing, final: str) -> Tensor:
     if isinstance(path, EDM) and final == "zero":
         t = path.place(torch.linspace(1, 0, n, dtype=torch.float64))
+        return torch.cat([t, t.new_zeros(1)])
+    if spacing == "sd3":
+        if not isinstance(path, Flow):
+            raise GessoError("The spacing sd3 is one of path: flow; use another on this path.")
+        first = path.place(torch.tensor(1e-3, dtype=torch.float64)).item()
+        t = path.place(torch.linspace(1, first, n, dtype=torch.float64))
         return torch.cat([t, t.new_zeros(1)])
     u = torch.linspace(1, 0, n + 1, dtype=torch.float64)
     t = path.place(u)

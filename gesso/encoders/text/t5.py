@@ -31,7 +31,7 @@ class Config(config.Config):
         clean: "lower" lower-cases prompts and strips blanks, as diffusers' pipelines do; "alpha"
             also removes mark-up, as PixArt-alpha's authors do; Sigma's read them raw ("none").
         padding: "longest": padding is there for the batch alone and not read, as in PixArt;
-            "max": prompts are padded to `max_tokens` and all of it is read, as in Stable Diffusion 3.
+            "max": prompts are padded to `max_tokens` and all is read, as in Stable Diffusion 3.
         dtype: of the weights; T5 overflows in float16.
     """
 
