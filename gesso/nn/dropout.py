@@ -49,7 +49,7 @@ def dropping(network: nn.Module, draws: Draws) -> Iterator[None]:
         draws: of the training step; it is not advanced.
     """
     layers = [m for m in network.modules() if isinstance(m, Dropout) and m.training]
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(layers, 1):
         layer.draws = draws.again(number)
     try:
         yield
