@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gesso.adapters.lora import Adapters
+from gesso import codes
+from gesso.adapters.fused import Adapters
 from gesso.config import SampleConfig, module, validate
+from gesso.control_image import control_cond
 from gesso.data.buckets import Size
-from gesso.diffusion.noise import Generators, starting_noise
+from gesso.diffusion.noise import Generators, start_scale, starting_noise
 from gesso.diffusion.schedules import Schedule, make_schedule
 from gesso.loras import LoraMethods
 from gesso.memory import give_back
@@ -102,6 +104,8 @@ class Pipeline(LoraMethods):
         image: Picture | Sequence[Picture] | None = None,
         mask_image: Picture | Sequence[Picture] | None = None,
         strength: float | None = None,
+        control_image: Picture | Sequence[Picture] | None = None,
+        control_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -126,9 +130,13 @@ class Pipeline(LoraMethods):
             mask_image: of the picture's size; white is painted over, black stays as it is.
             strength: in (0, 1], how much is painted over: of the steps, the last
                 int(steps x strength) run, and 1 begins with noise. Default: 0.8, with a mask 1.
+            control_image: a picture that steers a model with a control branch, such as edges, for
+                all or one a prompt: PIL, or [H, W, 3] or [H, W] uint8, of the size that is painted.
+            control_scale: how strongly; default: 1, as trained. 0 is without.
             height, width: in pixels; default: the model's contract, or what suits the picture.
             num_inference_steps, guidance_scale: default: the model's contract. A guidance scale of
-                1 or less is no guidance.
+                1 or less is no guidance. A model of codes has no steps, noise or timesteps to
+                choose and paints over nothing.
             timesteps: these times instead of num_inference_steps.
             num_images_per_prompt: pictures a prompt.
             seed: of the first picture, picture i gets seed + i; or one seed a picture.
@@ -143,7 +151,8 @@ class Pipeline(LoraMethods):
 
         Raises:
             GessoError: no prompt, a size that the model cannot paint, a count that does not match,
-                a mask without a picture or of another size.
+                a mask without a picture or of another size, a control picture that does not fit or
+                has no use, what a model of codes cannot do.
         """
         prompts = [p for p in _as_list(prompt) for _ in range(num_images_per_prompt)]
         n = len(prompts)
@@ -165,6 +174,19 @@ class Pipeline(LoraMethods):
             kept = known.timesteps if len(known.timesteps) == num_inference_steps else None
             changed["timesteps"] = kept
         contract = validate(SampleConfig, known.model_dump() | changed, "The generation contract")
+        self._check_sampler(contract)
+        if self.model.coded:
+            codes.refuse(
+                self.model,
+                {
+                    "image": image,
+                    "mask_image": mask_image,
+                    "strength": strength,
+                    "num_inference_steps": num_inference_steps,
+                    "timesteps": timesteps,
+                    "latents": latents,
+                },
+            )
         if strength is not None and image is None:
             raise GessoError("A strength says how far a picture is painted over: give an image.")
         if mask_image is not None and image is None:
@@ -184,7 +206,22 @@ class Pipeline(LoraMethods):
             canvas = make_canvas(
                 image, mask_image, size, self._to_latents, n, num_images_per_prompt
             )
-        schedule = self._schedule(contract, 1.0 if strength is None else strength)
+        if control_scale is not None and control_image is None:
+            raise GessoError("A control scale needs something to scale: give a control picture.")
+        control = Cond()
+        if control_image is not None:
+            control = control_cond(
+                control_image,
+                control_scale,
+                self.model,
+                contract,
+                self._to_latents,
+                n,
+                num_images_per_prompt,
+            )
+        schedule = None
+        if not self.model.coded:
+            schedule = self._schedule(contract, 1.0 if strength is None else strength)
         shape = latent_shape(self.model, contract)
         warn_beyond_buckets(contract)
         seeds, noise, generators = starting_noise(n, shape, seed, generator, latents)
@@ -199,20 +236,33 @@ class Pipeline(LoraMethods):
             texts = iter(list(texts))
             self._need("backbone")
 
+        steps = codes.steps(self.model, contract) if schedule is None else len(schedule)
         done = 0
 
         def step_done() -> None:
             nonlocal done
             done += 1
             if callback is not None:
-                callback(done, len(slices) * len(schedule))
+                callback(done, len(slices) * steps)
 
         finished = []
         for some in slices:
             over = None if canvas is None else canvas[some]
-            x = self._paint(
-                *next(texts), noise[some], generators[some], over, contract, schedule, step_done
-            )
+            cond, negative, typed = next(texts)
+            with self._precision(contract):
+                null = self._null(cond, negative, typed, contract)
+                steered = control[some]
+                cond, null = (
+                    c.replace(control=steered.control, control_scale=steered.control_scale)
+                    for c in (cond, null)
+                )
+                own = generators[some]
+                if schedule is None:
+                    x = codes.paint(self.model, contract, cond, null, own, step_done)
+                else:
+                    x = self._paint(
+                        cond, null, noise[some], own, over, contract, schedule, step_done
+                    )
             finished.append(x if output_type == "latent" else self._decode(x, over, contract))
         images = _output(torch.cat(finished), output_type)
         return PipelineOutput(images, prompts, seeds, contract, strength)
@@ -220,8 +270,7 @@ class Pipeline(LoraMethods):
     def _paint(
         self,
         cond: Cond,
-        negative: Cond | None,
-        typed: Tensor,
+        null: Cond,
         noise: Tensor,
         generators: Generators,
         canvas: Canvas | None,
@@ -231,7 +280,8 @@ class Pipeline(LoraMethods):
     ) -> Tensor:
         """[n, C, h, w] noise -> latents."""
         noise = noise.to(self.model.device)
-        x, latents, mask = self.model.path.noise_scale * noise, None, None
+        scale = start_scale(self.model.path, contract.start_noise, schedule.t[0].item())
+        x, latents, mask = scale * noise, None, None
         if canvas is not None:
             latents, mask = canvas.latents, canvas.latent_mask
             if not schedule.from_noise:
@@ -239,14 +289,17 @@ class Pipeline(LoraMethods):
         sample = module("samplers", contract.sampler).sample
         backbone = self.model.backbone
         rows = len(schedule) * noise[:, 0].numel() // backbone.patch_size**2
-        with self._precision(contract), packed(backbone, rows):
+        with packed(backbone, rows):
             denoise = guide(
                 self.model.denoiser(),
                 cond,
-                self._null(cond, negative, typed, contract),
+                null,
                 guidance_scale=max(1.0, contract.guidance_scale),
                 rescale=contract.guidance_rescale,
                 interval=contract.guidance_interval,
+                skip_layers=contract.skip_guidance_layers,
+                skip_layer_scale=contract.skip_layer_guidance_scale,
+                skip_layer_interval=contract.skip_layer_guidance_interval,
                 schedule=schedule,
             )
             if latents is not None and mask is not None:
@@ -277,15 +330,13 @@ class Pipeline(LoraMethods):
     def _null(
         self, cond: Cond, negative: Cond | None, typed: Tensor, contract: SampleConfig
     ) -> Cond:
-        """The unconditional branch: the backbone's own, or text(negative prompt or "")."""
+        """The unconditional branch: text(negative prompt or ""), or what stands for no text."""
         if contract.guidance_scale <= 1:
             return cond
         if contract.null == "empty" and negative is not None:
             return negative
-        learned: Cond = self.model.backbone.null(cond)
-        return (
-            learned if negative is None else negative.where(~typed.to(self.model.device), learned)
-        )
+        fixed: Cond = cond.silent() if contract.null == "zero" else self.model.backbone.null(cond)
+        return fixed if negative is None else negative.where(~typed.to(self.model.device), fixed)
 
     def _to_latents(self, pixels: Tensor) -> Tensor:
         """[k, 3, H, W] in [-1, 1] -> [k, C, h, w], one picture at a time to spare memory."""
@@ -307,6 +358,15 @@ class Pipeline(LoraMethods):
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
 
+    def _check_sampler(self, contract: SampleConfig) -> None:
+        found, coded = module("samplers", contract.sampler), self.model.coded
+        if hasattr(found, "generate") != coded:
+            kinds = ("denoises", "generates codes")
+            raise GessoError(
+                f"The sampler {contract.sampler} {kinds[not coded]} and {self.model.name} "
+                f"{kinds[coded]}: set sample.sampler to one that does, too."
+            )
+
     def _schedule(self, contract: SampleConfig, strength: float) -> Schedule:
         if contract.sampler == "lcm" and not (
             contract.timesteps or contract.spacing.startswith("lcm")
@@ -316,7 +376,7 @@ class Pipeline(LoraMethods):
                 " ones: set sample.spacing to lcm or lcm_reference."
             )
         return make_schedule(
-            self.model.path,
+            self.model.path_at(*painted_size(contract)),
             contract.num_inference_steps,
             contract.spacing,
             contract.final,

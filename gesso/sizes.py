@@ -56,7 +56,8 @@ def patch_pixels(model: Model) -> int:
     """Pixels that a patch of the backbone covers along each side."""
     spec = model.description.backbone
     assert spec is not None  # a pipeline's model has one
-    return int(model.image_encoder.factor * resolve("backbones", spec)[1].patch_size)
+    patch = getattr(resolve("backbones", spec)[1], "patch_size", 1)  # codes stand for one cell
+    return int(model.image_encoder.factor * patch)
 
 
 def warn_beyond_buckets(contract: SampleConfig) -> None:

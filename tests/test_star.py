@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gesso.backbones.star import STAR, Cache, Config
+from gesso.backbones.star import STAR, Config
+from gesso.nn.kv_cache import Cache
 from gesso.nn.multiscale import MultiScaleCodebook
 from gesso.nn.rope import grid_positions, rotary, rotate
 from gesso.types import Cond, GessoError

@@ -10,6 +10,7 @@ head, V entries of the codebook.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -18,8 +19,9 @@ from torch.nn import functional as F
 
 from gesso.config import Config as BaseConfig
 from gesso.nn.attention import MASKED, CrossAttention, attend, mask_bias
-from gesso.nn.checks import check_pooled, check_text
+from gesso.nn.checks import check_codes, check_pooled, check_text
 from gesso.nn.init import normal_, xavier_, zero_
+from gesso.nn.kv_cache import Cache
 from gesso.nn.linear import Linear
 from gesso.nn.mlp import Mlp
 from gesso.nn.modulation import EPS
@@ -43,26 +45,6 @@ class Config(BaseConfig):
     scales: list[int] = Field(default=[1, 2, 3, 4, 6, 8])
     mlp_ratio: float = 4.0
     normalise_rope: bool = True  # every scale covers the same range of positions
-
-
-class Cache:
-    """Keys and values of the scales so far, one pair a block."""
-
-    def __init__(self) -> None:
-        self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def length(self) -> int:
-        """Codes that it holds."""
-        return next((k.shape[2] for k, _ in self.kept.values()), 0)
-
-    def extend(self, owner: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of a block [B, H, N, d], with the new ones at the end."""
-        if owner in self.kept:
-            before = self.kept[owner]
-            k, v = torch.cat([before[0], k], dim=2), torch.cat([before[1], v], dim=2)
-        self.kept[owner] = k, v
-        return k, v
 
 
 class Attention(nn.Module):
@@ -142,6 +124,44 @@ class STAR(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = zero_(nn.Linear(dim, config.vocabulary))
 
+    def check(self, tokenizer: Any) -> None:
+        """Raise a GessoError unless these are the scales and codes that a tokenizer has."""
+        check_codes(tokenizer, self.config.vocabulary, self.config.in_channels, "star")
+        found = list(getattr(tokenizer, "scales", []))
+        if found != self.config.scales:
+            has = f"has {found}" if found else "codes no scales"
+            raise GessoError(
+                f"star was made for a tokenizer of the scales {self.config.scales}, and this one"
+                f" {has}: use its own tokenizer, or leave out backbone.scales and train it anew."
+            )
+
+    def groups(self, grid: tuple[int, int]) -> list[int]:
+        """How many codes each step predicts: those of a scale.
+
+        Raises:
+            GessoError: the grid (h, w) is not the last scale.
+        """
+        side = self.config.scales[-1]
+        if grid != (side, side):
+            raise GessoError(
+                f"This model of codes paints grids of {side}x{side}, not {grid[0]}x{grid[1]}: leave"
+                " out height and width."
+            )
+        return [p * p for p in self.config.scales]
+
+    def teach(self, codes: Tensor, cond: Cond, tokenizer: Any) -> Tensor:
+        """Codes [B, T] to logits [B, T, V] of each from the scales before it."""
+        inputs = tokenizer.inputs(codes) if codes.shape[1] > 1 else None
+        return self(inputs, cond)
+
+    def follow(self, codes: Tensor, cond: Cond, tokenizer: Any, cache: Cache) -> Tensor:
+        """Codes [B, n] of the scales so far, all but the last in the cache, to logits [B, p^2, V]
+        of the next one."""
+        inputs = None
+        if codes.shape[1]:  # [B, n + p^2 - 1, C], of which the cache has seen n - 1
+            inputs = tokenizer.inputs(codes)[:, cache.length - 1 :]
+        return self(inputs, cond, cache)
+
     def forward(self, inputs: Tensor | None, cond: Cond, cache: Cache | None = None) -> Tensor:
         """Predict the codes of the first scales, or with a cache those of the next one.
 
@@ -150,7 +170,7 @@ class STAR(nn.Module):
                 picture so far at scales 1..k-1, one after the other. None for scale 0 alone. With
                 a cache: [B, p^2, C], those of the next scale only.
             cond: tokens [B, L, text_dim], pooled [B, pooled_dim]; mask [B, L] hides padding.
-            cache: holds the scales before, and afterwards these, too.
+            cache: holds the scales before, and afterwards these, too; one a batch.
 
         Returns:
             Logits [B, T_k, V]; with a cache [B, p^2, V].

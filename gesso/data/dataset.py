@@ -36,6 +36,12 @@ class Latents(Protocol):
     def sample(self, raw: Tensor, generator: Draws | None = None) -> Tensor: ...
 
 
+class Codes(Latents, Protocol):
+    """The part of a tokenizer that reads a cache."""
+
+    def codes(self, raw: Tensor) -> Tensor: ...
+
+
 class CachedDataset:
     """Batches of latents and text features.
 
@@ -43,6 +49,7 @@ class CachedDataset:
         cache: from `open_cache`.
         image_encoder: turns cached raw latents into normalised ones; a KL posterior is sampled
             anew at every read.
+        coded: give its codes instead.
         caption_weights: by caption kind; None: all captions alike.
         holdout: so many pictures, chosen by a hash of their keys, are kept out of training.
         ram_limit: a cache of fewer bytes is read into memory, a larger one is memory-mapped.
@@ -57,13 +64,14 @@ class CachedDataset:
     def __init__(
         self,
         cache: Cache,
-        image_encoder: Latents,
+        image_encoder: Latents | Codes,
         *,
+        coded: bool = False,
         caption_weights: Mapping[str, float] | None = None,
         holdout: int = 0,
         ram_limit: int = RAM_LIMIT,
     ) -> None:
-        self._image_encoder = image_encoder
+        self._image_encoder, self._coded = image_encoder, coded
         kinds = (
             c.kind for g in cache.groups.values() for s in g for row in s.captions for c in row
         )
@@ -91,7 +99,8 @@ class CachedDataset:
             rows: which of them to read.
 
         Returns:
-            Batch with latents [B, C, h, w] and cond: ids | tokens, mask, size, aspect, label.
+            Batch with latents [B, C, h, w], or codes [B, T]; and with cond: ids | tokens, mask,
+            size, aspect, label, control.
         """
         place, pictures = self._split.rows(number, batch_size, seed)
         group, pictures = self._groups[place], pictures[rows]
@@ -116,11 +125,18 @@ class CachedDataset:
         generator: Draws | None,
     ) -> Batch:
         raw, cond = group.read(rows, captions)
-        with torch.no_grad():
-            latents = self._image_encoder.sample(raw.to(device_of(self._image_encoder)), generator)
         if not self._has_labels:
             cond.label = None
-        return Batch(keys=[group.keys[r] for r in rows.tolist()], cond=cond, latents=latents)
+        batch = Batch(keys=[group.keys[r] for r in rows.tolist()], cond=cond)
+        raw = raw.to(device_of(self._image_encoder))
+        with torch.no_grad():
+            if self._coded:
+                batch.codes = self._image_encoder.codes(raw)  # type: ignore[union-attr]
+            else:
+                batch.latents = self._image_encoder.sample(raw, generator)
+            if cond.control is not None:
+                cond.control = self._image_encoder.sample(cond.control.to(raw.device))
+        return batch
 
 
 class PixelDataset:

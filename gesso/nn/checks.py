@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from gesso.types import GessoError
@@ -24,6 +26,25 @@ def check_text(tokens: Tensor | None, width: int, name: str) -> Tensor:
 def check_pooled(pooled: Tensor | None, width: int, name: str) -> Tensor:
     """The pooled text [B, width]; raises a GessoError if there is none, or of another width."""
     return _check_field(pooled, width, f"{name} takes pooled text", "pooled_dim")
+
+
+def check_codes(tokenizer: Any, vocabulary: int, channels: int, name: str) -> None:
+    """Raise a GessoError unless an image encoder has a codebook of `vocabulary` x `channels`."""
+    if not hasattr(tokenizer, "codes"):
+        raise GessoError(
+            f"{name} generates codes, and its image encoder has none: set image_encoder to one"
+            " with a codebook, such as {name: multiscale_vq}."
+        )
+    for what, own, found in (
+        ("codes", vocabulary, tokenizer.vocabulary),
+        ("channels", channels, tokenizer.channels),
+    ):
+        if own != found:
+            option = "vocabulary" if what == "codes" else "in_channels"
+            raise GessoError(
+                f"{name} was made for a tokenizer of {own} {what}, and this one has {found}: use"
+                f" its own tokenizer, or leave out backbone.{option} and train it anew."
+            )
 
 
 def check_heads(dim: int, num_heads: int, name: str) -> None:

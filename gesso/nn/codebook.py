@@ -55,14 +55,15 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """Indices [...] of the entries nearest to z [..., d], in float32."""
+        """Indices [...] of the entries nearest to z [..., d], in float32 also under autocast."""
         z, entries = z.float(), self.entries()
         if self.l2_norm:
             z = F.normalize(z, dim=-1)
         # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, of which the first term decides nothing.
-        distance = torch.addmm(
-            entries.square().sum(1), z.reshape(-1, z.shape[-1]), entries.T, alpha=-2
-        )  # [n, K]
+        with torch.autocast(z.device.type, enabled=False):
+            distance = torch.addmm(
+                entries.square().sum(1), z.reshape(-1, z.shape[-1]), entries.T, alpha=-2
+            )  # [n, K]
         return distance.argmin(dim=1).view(z.shape[:-1])
 
     def forward(self, z: Tensor) -> Quantised:

@@ -56,13 +56,18 @@ class MultiScaleCodebook(nn.Module):
             start += p * p
 
     def up(self, codes: Tensor, k: int) -> Tensor:
-        """Codes [B, p_k^2] of scale k to what they add to the full grid, [B, C, S, S]."""
+        """Codes [B, p_k^2] of scale k to what they add to the full grid, [B, C, S, S] float32.
+
+        Without autocast, as the codes of later scales depend on it: a picture's codes and what a
+        generator reads of them are the same in training and in painting, at any precision.
+        """
         p, side = self.scales[k], self.scales[-1]
-        h = self.codebook.look_up(codes.unflatten(1, (p, p))).permute(0, 3, 1, 2)  # [B, C, p, p]
-        if p != side:
-            h = F.interpolate(h, (side, side), mode="bicubic")
         convolution = self.smooth[self.chosen[k]]
-        return (1 - SMOOTHING) * h + SMOOTHING * convolution(h)
+        with torch.autocast(codes.device.type, enabled=False):
+            h = self.codebook.look_up(codes.unflatten(1, (p, p))).permute(0, 3, 1, 2)
+            if p != side:  # [B, C, p, p] -> [B, C, S, S]
+                h = F.interpolate(h, (side, side), mode="bicubic")
+            return (1 - SMOOTHING) * h + SMOOTHING * convolution(h)
 
     def down(self, x: Tensor, k: int) -> Tensor:
         """[B, C, S, S] averaged to scale k: [B, p_k^2, C]."""

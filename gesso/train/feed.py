@@ -86,4 +86,5 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return None if x is None else x.to(device, non_blocking=True)
 
     cond = batch.cond.to(device)
-    return replace(batch, cond=cond, latents=move(batch.latents), pixels=move(batch.pixels))
+    learnt = replace(batch, latents=move(batch.latents), codes=move(batch.codes))
+    return replace(learnt, cond=cond, pixels=move(batch.pixels))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gesso.config import Recipe, ValidationConfig
+from gesso.controls import condition_of
 from gesso.data.dataset import CachedDataset, PixelDataset
 from gesso.data.encode import EncodeReport, encode
 from gesso.data.open import open_data, words_of
@@ -107,7 +108,7 @@ def encode_recipe(recipe: Recipe, out: Path, *, quiet: bool = False) -> dict[str
         cache (its folder) and what `gesso.data.encode.EncodeReport` has.
     """
     recipe = with_vocabulary(recipe)
-    return {"cache": str(out), **_encode(recipe, Model.from_recipe(recipe), out, quiet)}
+    return {"cache": str(out), **_encode(recipe, make_model(recipe), out, quiet)}
 
 
 LISTS = {"learned": "words", "classes": "classes"}
@@ -155,6 +156,7 @@ def make_dataset(recipe: Recipe, model: Model, cache: Path, *, quiet: bool = Fal
         folder,
         image_encoder=model.image_encoder,
         text_encoder=model.text_encoder,
+        condition=condition_of(recipe.adapter),
         size=data.size,
         buckets=data.buckets,
         source_fingerprint=source.fingerprint(),
@@ -164,6 +166,7 @@ def make_dataset(recipe: Recipe, model: Model, cache: Path, *, quiet: bool = Fal
     return CachedDataset(
         opened,
         image_encoder=model.image_encoder,
+        coded=model.coded,
         caption_weights=data.caption_weights,
         holdout=recipe.validation.holdout,
     )
@@ -205,5 +208,6 @@ def _encode(recipe: Recipe, model: Model, out: Path, quiet: bool) -> EncodeRepor
             size=data.size,
             buckets=data.buckets,
             limit=data.limit,
+            condition=condition_of(recipe.adapter),
             progress=show,
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-METHODS = ("null", "encode", "decode")
+METHODS = ("null", "encode", "decode", "quantise", "distribution")
 """What objectives call of a role besides `forward`; it needs whole weights, too."""
 
 

@@ -122,6 +122,10 @@ class MultiScaleVQ(nn.Module):
         """Codes [B, T] to latents [B, C, S, S]; the grid is (S, S)."""
         return self.quantizer.look_up(codes)
 
+    def inputs(self, codes: Tensor) -> Tensor:
+        """Codes of the first k scales to what predicts the next: see `MultiScaleCodebook.inputs`."""
+        return self.quantizer.inputs(codes)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, S, S] to pictures [B, 3, H, W], about [-1, 1], not clamped."""
         return self.decoder(latents)
