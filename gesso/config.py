@@ -112,7 +112,9 @@ class SampleConfig(Config):
     ] = "dpm_solver"
     num_inference_steps: int = Field(default=20, ge=1)
     # Which times are visited: see `gesso.diffusion.schedules.make_schedule`.
-    spacing: Literal["linspace", "trailing", "continuous", "lcm", "lcm_reference", "sd3"] = "linspace"
+    spacing: Literal["linspace", "trailing", "continuous", "lcm", "lcm_reference", "sd3"] = (
+        "linspace"
+    )
     final: Literal["zero", "sigma_min"] = "zero"
     timesteps: tuple[float, ...] | None = None  # given outright, such as DMD's [400]
     # How much noise the first time starts from: what the path ends with, or what belongs to it.
@@ -121,7 +123,7 @@ class SampleConfig(Config):
     guidance_scale: float = Field(default=4.5, ge=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the steps that is guided
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
-    # Skip-layer guidance: away from the network without these blocks, see `gesso.samplers.guidance`.
+    # Skip-layer guidance, away from the network without some blocks: see `gesso.samplers.guidance`.
     skip_guidance_layers: tuple[int, ...] = ()
     skip_layer_guidance_scale: float = Field(default=2.5, ge=0)
     skip_layer_guidance_interval: tuple[float, float] = (0.01, 0.2)  # share of the steps

@@ -76,8 +76,8 @@ def make_schedule(
             "lcm" and "lcm_reference" pick N of the `original_inference_steps` times that a
             consistency model was distilled on: evenly with their indices rounded
             down (diffusers), or every (original // N)-th (Luo et al. 2023, the authors' code).
-            "sd3" takes N even shares from noise to the first of 1000 steps of the flow path, shifted
-            twice there, and 0 follows: Stable Diffusion 3's authors and diffusers.
+            "sd3" takes N even shares from noise to the first of 1000 steps of the flow path, which
+            is shifted twice, and 0 follows: Stable Diffusion 3's authors and diffusers.
         final: "zero" ends at the clean latent, "sigma_min" at `path.t_min`, where the ddpm path
             keeps a trace of noise (sigma = 0.01).
         timesteps: these times instead, falling, in the path's units; N and the spacing are unused.
