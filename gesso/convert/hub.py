@@ -10,7 +10,10 @@ from gesso.convert.checkpoint import WEIGHT_SUFFIXES
 from gesso.types import GessoError
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+PARTS = (
+    *("transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "text_encoder_3"),
+    *("tokenizer", "tokenizer_2", "tokenizer_3"),
+)
 SMALL = ("*.json", "*.txt", "*.model")  # in every folder
 WEIGHTS = ("diffusion_pytorch_model*.safetensors", "model*.safetensors")  # at the top
 

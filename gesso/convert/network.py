@@ -1,4 +1,4 @@
-"""A PixArt network read from weight files, and built from them strictly."""
+"""A network read from weight files, and built from them strictly; how a PixArt is read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gesso.backbones.pixart import Config, PixArt
+from gesso.backbones.pixart import Config
+from gesso.config import module
 from gesso.convert import checkpoint, pixart, variants
 from gesso.convert.checkpoint import Checkpoint
 from gesso.convert.families import name_family
@@ -24,42 +26,44 @@ MARKERS = ("t_block.1.weight", "adaln_single.linear.weight")  # of the original,
 
 @dataclass
 class Network:
-    """A PixArt network read from published files.
+    """A network read from published files.
 
     Attributes:
         state: tensors in gesso's names, of the files' dtype.
         config: the network's options.
-        family: "alpha" or "sigma"; None where nothing tells.
+        family: of a PixArt, "alpha" or "sigma"; None where nothing tells.
         raw: tensors as the files name them, without prefixes.
         format: of the files.
         fingerprint: over names and sampled values, as the files have them.
         where: the file or folder.
+        backbone: name of the architecture.
     """
 
     state: dict[str, Tensor]
-    config: Config
+    config: Any
     family: pixart.Family | None
     format: pixart.Format
     where: str
     raw: Mapping[str, Tensor] = field(default_factory=dict)
     fingerprint: str = ""
     notes: list[str] = field(default_factory=list)
+    backbone: str = "pixart"
 
-    def build(self, dtype: torch.dtype | None = None) -> PixArt:
+    def build(self, dtype: torch.dtype | None = None) -> Any:
         """The network with these weights, cast to `dtype` if given; in evaluation mode.
 
         Raises:
             GessoError: a tensor is missing, unknown or of another shape (names the first few).
         """
         with WithoutWeights():
-            network = PixArt(self.config)
-        own = network.state_dict()
+            network = module("backbones", self.backbone).build(self.config)
+        own, kind = network.state_dict(), type(network).__name__
         for problem, keys in (
             ("lacks the tensors", own.keys() - self.state.keys()),
             ("has the tensors", self.state.keys() - own.keys()),
         ):
             if keys:
-                known = "" if problem.startswith("lacks") else ", which no PixArt has"
+                known = "" if problem.startswith("lacks") else f", which no {kind} has"
                 raise GessoError(
                     f"{self.where} {problem} {pixart.first(keys)}{known}: it is incomplete or of"
                     " another architecture."
@@ -67,7 +71,7 @@ class Network:
         for key, value in self.state.items():
             if value.shape != own[key].shape:
                 raise GessoError(
-                    f"{self.where}: {key} has shape {tuple(value.shape)} where this PixArt has"
+                    f"{self.where}: {key} has shape {tuple(value.shape)} where this {kind} has"
                     f" {tuple(own[key].shape)}: it is corrupt or of another architecture."
                 )
         network.load_state_dict({k: v.to(dtype) for k, v in self.state.items()}, assign=True)

@@ -16,9 +16,10 @@ from typing import Any, Literal
 import torch
 
 from gesso.config import DiffusionConfig, SampleConfig
-from gesso.convert import checkpoint, hub, pixart, variants
+from gesso.convert import checkpoint, hub, pixart, published_sd3, variants
 from gesso.convert.checkpoint import WEIGHT_SUFFIXES, read_json
 from gesso.convert.network import Network, read_network, read_pixart
+from gesso.convert.published_sd3 import PublishedSD3
 from gesso.model import PARTS, Description, Model
 from gesso.types import GessoError
 
@@ -215,8 +216,8 @@ def find(
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
     clean: str | None = None,
-) -> Published:
-    """The files of published weights.
+) -> Published | PublishedSD3:
+    """The files of published weights, of PixArt or of Stable Diffusion 3.
 
     Args:
         source: a weight file, a diffusers folder (pipeline or transformer alone), a hub id, or
@@ -232,6 +233,10 @@ def find(
     """
     given = (["vae"] if vae else []) + (["text_encoder", "tokenizer"] if text_encoder else [])
     path = hub.resolve(source, parts=[p for p in hub.PARTS if p not in given])
+    if published_sd3.recognise(path):
+        if unused := [k for k, v in {"variant": variant, "clean": clean}.items() if v is not None]:
+            raise GessoError(f"{source} is Stable Diffusion 3: leave out {', '.join(unused)}.")
+        return published_sd3.find(str(source), path, vae=vae, text_encoder=text_encoder)
     found = Published(str(source), [], clean=clean)
     found.hints.variant = variant
     if path.is_file():
@@ -255,7 +260,7 @@ def _look_into(folder: Path, found: Published) -> None:
         found.root = folder
         name = read_json(index).get("_class_name", "") if index.is_file() else ""
         if name and name not in PIPELINES:
-            raise GessoError(f"{folder} is a {name}, not a PixArt pipeline.")
+            raise GessoError(f"{folder} is a {name}: gesso loads PixArt and Stable Diffusion 3.")
         found.hints.family = PIPELINES.get(name)
         if (folder / "scheduler" / "scheduler_config.json").is_file():
             found.scheduler = read_json(folder / "scheduler" / "scheduler_config.json")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -74,9 +74,11 @@ def _inverse(table: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, int, 
 _INVERSE, _BLOCK_INVERSE = _inverse(MODULES), _inverse(BLOCK_MODULES)
 
 
-def format_of(keys: Mapping[str, Tensor]) -> str | None:
+def format_of(keys: Mapping[str, Tensor]) -> Literal["original", "diffusers"] | None:
     """The format of a table of tensors without prefixes; None if it is no SD3's."""
-    return next((f for f, m in zip(POSITIONS, MARKERS, strict=True) if m in keys), None)
+    if MARKERS[0] in keys:
+        return "original"
+    return "diffusers" if MARKERS[1] in keys else None
 
 
 def from_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -189,6 +191,11 @@ def identify(
     if dual != set(range(len(dual))):
         raise GessoError(f"{where}: the blocks {sorted(dual)} attend twice, not the first ones.")
     norm = "joint_blocks.0.x_block.attn.ln_q.weight"
+    if norm not in state and transformer is None and dim % HEAD_WIDTH:
+        raise GessoError(
+            f"{where} does not say how many heads it has, as its width {dim} is no multiple of"
+            f" {HEAD_WIDTH}, that of Stable Diffusion 3's heads: give a diffusers folder."
+        )
     read: dict[str, Any] = {
         "depth": depth,
         "hidden_size": dim,
