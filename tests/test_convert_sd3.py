@@ -1,4 +1,4 @@
-"""Stable Diffusion 3's published names: every format and back, and the layouts of the real models."""
+"""Stable Diffusion 3's published names: every format and back, and layouts of the real models."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_misfits_are_one_sentence() -> None:
     del tensors["transformer_blocks.1.attn.to_k.weight"]
     with pytest.raises(GessoError, match=r"attn.to_q.weight.*without the parts beside"):
         sd3.from_diffusers(tensors)
-    with pytest.raises(GessoError, match="depth 3, but config.json says 4"):
+    with pytest.raises(GessoError, match=r"depth 3, but config.json says 4"):
         sd3.identify(state, None, sd3.diffusers_config(config) | {"num_layers": 4}, "x")
     with pytest.raises(GessoError, match="no position table"):
         sd3.identify(state, None, None, "x")

@@ -240,10 +240,6 @@ NAMES = {
         "single_blocks.0.linear1.weight",
         "img_in.weight",
     ],
-    "Stable Diffusion 3": [
-        "model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight",
-        "model.diffusion_model.x_embedder.proj.weight",
-    ],
     "LTX-Video": ["adaln_single.linear.weight", "patchify_proj.weight"],
     "a PixArt ControlNet": [
         "base_model.t_block.1.weight",
@@ -280,20 +276,6 @@ def flux() -> Any:
     )
 
 
-def sd3() -> Any:
-    from diffusers import SD3Transformer2DModel
-
-    return SD3Transformer2DModel(
-        sample_size=8,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=1,
-        joint_attention_dim=8,
-        caption_projection_dim=8,
-        pooled_projection_dim=8,
-    )
-
-
 def unet(**options: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
@@ -320,7 +302,6 @@ def sdxl() -> Any:
     ("build", "family"),
     [
         (flux, "Flux"),
-        (sd3, "Stable Diffusion 3"),
         (unet, "Stable Diffusion 1 or 2"),
         (sdxl, "Stable Diffusion XL"),
     ],
