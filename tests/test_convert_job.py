@@ -103,12 +103,11 @@ def scaled(state: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
 
 
 def test_a_conversion_that_differs_is_refused(source, tmp_path, monkeypatch) -> None:
-    import gesso.convert.job as job
+    from gesso.convert.layouts import pixart as layout
 
     out = tmp_path / "out.safetensors"
     out.write_text("kept")
-    monkeypatch.setattr(job.pixart, "to_original", lambda *a, f=pixart.to_original: f(*a))
-    monkeypatch.setattr(job, "pixart", Wrong(to_original=scaled, to_diffusers=swapped))
+    monkeypatch.setattr(layout, "pixart", Wrong(to_original=scaled, to_diffusers=swapped))
     with pytest.raises(GessoError, match=r"changes t_block\.1\.bias .*nothing was written"):
         convert(source, out, "original")
     with pytest.raises(GessoError, match=r"changes blocks\.0\.cross_attn\.kv_linear\.weight"):

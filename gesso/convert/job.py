@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gesso.backbones.pixart import Config
-from gesso.config import resolve
-from gesso.convert import checkpoint, lora, pixart, variants
+from gesso.config import module, modules
+from gesso.convert import checkpoint, lora
 from gesso.convert.checkpoint import read_json
-from gesso.convert.network import METADATA, Network, network_of, read_pixart, saved_options
+from gesso.convert.network import METADATA, Network
+from gesso.convert.pixart import COMFYUI, first
 from gesso.convert.published import find
 from gesso.model import PARTS, WEIGHTS, Model, checkpoint_in, read_description, read_tensors
-from gesso.types import Cond, GessoError
+from gesso.types import GessoError
 
 FORMATS = ("original", "diffusers", "comfyui", "gesso")
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -71,15 +70,11 @@ def convert(
     else:
         published = find(source, variant=variant, vae=vae, text_encoder=text_encoder)
         network = published.network()
-    notes = list(network.notes)
-    if to == "original" and pixart.NULL not in network.state:
-        notes.append(
-            f"The source has no null caption, so {pixart.NULL} is not in the result: the authors'"
-            " code leaves it random; guide with the empty prompt instead."
-        )
+    layout = _layout(network)
+    notes = [*network.notes, *layout.notes(network, to)]
     before = _run(network)
     if published is not None and network.format == "diffusers":
-        before = _run_diffusers(network.config, network.raw, published.hints.transformer)
+        before = layout.run_diffusers(network.config, network.raw, published.transformer_config)
 
     partial = out.with_name(f".partial-{out.name}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,20 +91,20 @@ def convert(
         else:
             _write(network, partial, out, to)
             files = checkpoint.weight_files(partial) if partial.is_dir() else [partial]
-            read = read_pixart(files, str(out))
-            hints = _hints(partial)
-            written = network_of(read, hints)
-            after, count = _run(written), len(read.tensors)
+            config = _config_of(partial)
+            written = layout.read(files, str(out), config)
+            after, count = _run(written), len(written.raw)
             if to == "diffusers":
-                after = _run_diffusers(written.config, read.tensors, hints.transformer)
+                after = layout.run_diffusers(written.config, written.raw, config)
         difference, largest = (before - after).abs().max().item(), before.abs().max().item()
         changed = [
             key
             for key in network.state.keys() | written.state.keys()
-            if key != pixart.NULL and not _identical(network.state.get(key), written.state.get(key))
+            if key not in layout.MAY_LACK
+            and not _identical(network.state.get(key), written.state.get(key))
         ]
         if changed or not difference <= TOLERANCE * largest:
-            what = f"changes {pixart.first(changed)}" if changed else "computes something else"
+            what = f"changes {first(changed)}" if changed else "computes something else"
             raise GessoError(
                 f"The conversion of {source} to {to} {what} (largest difference {difference:.1e} of"
                 f" {largest:.1e}): nothing was written; please report it."
@@ -133,24 +128,6 @@ def convert(
     }
 
 
-def diffusers_config(config: Config) -> dict[str, Any]:
-    """`config.json` of diffusers' PixArtTransformer2DModel for gesso's options."""
-    return {
-        "_class_name": "PixArtTransformer2DModel",
-        "num_attention_heads": config.num_heads,
-        "attention_head_dim": config.hidden_size // config.num_heads,
-        "num_layers": config.depth,
-        "in_channels": config.in_channels,
-        "out_channels": config.in_channels * (2 if config.learn_sigma else 1),
-        "cross_attention_dim": config.hidden_size,
-        "caption_channels": config.text_dim,
-        "patch_size": config.patch_size,
-        "sample_size": config.base_size * config.patch_size,
-        "interpolation_scale": config.interpolation_scale,
-        "use_additional_conditions": config.micro_conditions,
-    }
-
-
 def _check_target(out: Path, to: str) -> None:
     kinds = {"original": (".safetensors", ".pth"), "comfyui": (".safetensors",)}
     kinds |= {"diffusers": (".safetensors", ""), "gesso": ("",)}
@@ -161,84 +138,56 @@ def _check_target(out: Path, to: str) -> None:
         raise GessoError(f"{out} is a folder with something in it: name a new one.")
 
 
+def _layout(network: Network) -> Any:
+    """What is known of the network's family."""
+    return module("convert.layouts", network.backbone)
+
+
 def _of_gesso(folder: Path) -> Network:
     described = read_description(folder)
-    spec = described.backbone or {}
-    if spec.get("name") != "pixart":
-        raise GessoError(f"{folder} holds no PixArt, so no published format has a place for it.")
-    config = resolve("backbones", spec)[1]
+    name = (described.backbone or {}).get("name")
+    if name not in modules("convert.layouts"):
+        raise GessoError(
+            f"{folder} holds no PixArt or MMDiT, so no published format has a place for it."
+        )
     tensors = read_tensors(folder / WEIGHTS, lambda key: key.startswith("backbone."))
     state = {k.removeprefix("backbone."): v for k, v in tensors.items()}
-    tokens = (described.text_encoder or {}).get("max_tokens", 0)
-    return Network(state, config, variants.TOKENS.get(tokens), "original", str(folder))
+    found: Network = module("convert.layouts", name).of_gesso(state, described, str(folder))
+    return found
 
 
 def _write(network: Network, partial: Path, out: Path, to: str) -> None:
-    saved = saved_options(network)
+    layout = _layout(network)
+    saved = layout.saved(network)
     metadata = {"format": "pt", METADATA: saved}
+    tensors = layout.tensors(network, "diffusers" if to == "diffusers" else "original")
     if to == "diffusers":
-        tensors = pixart.to_diffusers(network.state)
         file = partial
         if out.suffix != ".safetensors":
             partial.mkdir()
-            config = json.dumps(diffusers_config(network.config), indent=2)
+            config = json.dumps(layout.diffusers_config(network.config), indent=2)
             (partial / "config.json").write_text(config + "\n")
             file = partial / DIFFUSERS_WEIGHTS
         save_file(tensors, file, metadata=metadata)
         return
-    tensors = pixart.to_original(network.state, network.config)
     if to == "comfyui":
-        tensors = {pixart.COMFYUI + k: v for k, v in tensors.items()}
+        tensors = {COMFYUI + k: v for k, v in tensors.items()}
     if out.suffix == ".pth":
         torch.save({"state_dict": tensors, METADATA: saved}, partial)
     else:
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
 
 
-def _hints(partial: Path) -> variants.Hints:
+def _config_of(partial: Path) -> dict[str, Any] | None:
     config = partial / "config.json"
-    return variants.Hints(transformer=read_json(config) if config.is_file() else None)
-
-
-def _inputs(config: Config) -> tuple[Tensor, Tensor, Cond]:
-    """x [2, C, h, w], t [2] and a condition, the same in every call."""
-    g, p = torch.Generator().manual_seed(0), config.patch_size
-    x = torch.randn(2, config.in_channels, 4 * p, 6 * p, generator=g)
-    tokens = torch.randn(2, 7, config.text_dim, generator=g)
-    mask = torch.tensor([[True] * 4 + [False] * 3, [True] * 7])
-    size = torch.tensor([[512.0, 768.0], [1024.0, 640.0]])
-    cond = Cond(tokens=tokens, mask=mask, size=size, aspect=size[:, :1] / size[:, 1:])
-    return x, torch.tensor([3.0, 742.0]), cond
+    return read_json(config) if config.is_file() else None
 
 
 @torch.no_grad()
 def _run(network: Network) -> Tensor:
     """gesso's [2, C or 2C, h, w] outputs, in float32."""
-    out = network.build(torch.float32)(*_inputs(network.config))
+    out = network.build(torch.float32)(*_layout(network).inputs(network.config))
     return torch.cat([out.value, *out.aux.values()], dim=1)
-
-
-@torch.no_grad()
-def _run_diffusers(
-    config: Config, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None
-) -> Tensor:
-    """The same of diffusers' class with a file's tensors and its `config.json`, if it has one."""
-    from diffusers import PixArtTransformer2DModel
-
-    model = PixArtTransformer2DModel.from_config(dict(options or diffusers_config(config)))
-    buffers = {"caption_projection.y_embedding", "pos_embed.pos_embed"}
-    state = {k: v.float() for k, v in tensors.items() if k not in buffers}
-    model.load_state_dict(state, assign=True)
-    x, t, cond = _inputs(config)
-    added = {"resolution": cond.size, "aspect_ratio": cond.aspect}
-    result: Tensor = model.eval()(
-        x,
-        encoder_hidden_states=cond.tokens,
-        timestep=t,
-        added_cond_kwargs=added if config.micro_conditions else dict.fromkeys(added),
-        encoder_attention_mask=cond.mask,
-    ).sample
-    return result
 
 
 def _identical(a: Tensor | None, b: Tensor | None) -> bool:

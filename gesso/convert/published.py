@@ -64,6 +64,11 @@ class Published:
             found[name] = checkpoint.weight_files(folder) if folder else []
         return found
 
+    @property
+    def transformer_config(self) -> Mapping[str, Any] | None:
+        """diffusers' config of the transformer, None without one."""
+        return self.hints.transformer
+
     def network(self, dtype: torch.dtype | None = None) -> Network:
         """Read the transformer.
 

@@ -39,7 +39,7 @@ class PublishedSD3:
     Attributes:
         source: as the user wrote it.
         files: of the transformer; shards of one checkpoint.
-        transformer: diffusers' config of it, None for the authors' files.
+        transformer_config: diffusers' config of it, None for the authors' files.
         scheduler: diffusers' config of the scheduler, {} without one.
         vae: the autoencoder's folder; None where there is none.
         text: the folder with `TEXT` and their tokenizers; None where there is none.
@@ -47,7 +47,7 @@ class PublishedSD3:
 
     source: str
     files: list[Path]
-    transformer: Mapping[str, Any] | None = None
+    transformer_config: Mapping[str, Any] | None = None
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     vae: Path | None = None
     text: Path | None = None
@@ -64,7 +64,7 @@ class PublishedSD3:
 
     def network(self, dtype: torch.dtype | None = None) -> Network:
         """Read the transformer; see `gesso.convert.sd3_network.read_network`."""
-        return read_network(self.files, self.transformer, dtype)
+        return read_network(self.files, self.transformer_config, dtype)
 
     def load(self, parts: Collection[str] = PARTS, dtype: str = "float32") -> Model:
         """The model.
@@ -208,7 +208,7 @@ def find(
             found.vae = root / "vae" if (root / "vae").is_dir() else None
             scheduler = root / "scheduler" / "scheduler_config.json"
             found.scheduler = read_json(scheduler) if scheduler.is_file() else {}
-        found.transformer = read_json(path / "config.json")
+        found.transformer_config = read_json(path / "config.json")
         found.files = checkpoint.weight_files(path)
         if not found.files:
             raise GessoError(f"{path} is half-downloaded: it has no weights; download it again.")

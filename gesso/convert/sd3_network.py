@@ -52,13 +52,12 @@ def read_network(
     convert = sd3.from_diffusers if format == "diffusers" else sd3.from_original
     state, table = convert(found.tensors), found.tensors.get(sd3.POSITIONS[format])
     config = _saved(found) or sd3.identify(state, table, transformer, where)
-    if format == "original" and found.prefix.endswith("diffusion_model."):
-        format = "comfyui"
+    comfyui = format == "original" and found.prefix.endswith("diffusion_model.")
     return Network(
         state,
         config,
         None,
-        format,
+        "comfyui" if comfyui else format,
         where,
         raw=found.tensors,
         fingerprint=mark,

@@ -94,7 +94,7 @@ class JoinedTextEncoder(nn.Module):
     def prepare(self, prompts: list[str]) -> Cond:
         """Prompts to `tokens` [B, L, D] and `pooled` [B, P], or to `ids` [B, sum of lengths] of
         trained encoders; the `mask` [B, L] is True everywhere."""
-        found = [part.prepare(prompts) for part in self.parts]
+        found = [part.prepare(prompts) for part in self.parts]  # type: ignore[operator]
         if self.trainable:
             rows = [_lengthen(c.ids, n) for c, n in zip(found, self._lengths(), strict=True)]
             ids = torch.cat(rows, dim=1)

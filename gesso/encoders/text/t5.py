@@ -55,11 +55,15 @@ def build(options: Config) -> FrozenTextEncoder:
     encoder, tokenizer = load_encoder(
         T5EncoderModel, options.path, options.subfolder, options.tokenizer, options.dtype
     )
-    clean, cleaning = {"none": (str, "none"), "lower": (lower, "lower")}.get(
-        options.clean, (clean_caption, "alpha, ftfy" if find_spec("ftfy") else "alpha")
-    )
+    cleaners = {"none": str, "lower": lower, "alpha": clean_caption}
+    repaired = ", ftfy" if options.clean == "alpha" and find_spec("ftfy") else ""
     return FrozenTextEncoder(
-        encoder, tokenizer, options.max_tokens, clean, cleaning, options.padding
+        encoder,
+        tokenizer,
+        options.max_tokens,
+        cleaners[options.clean],
+        f"{options.clean}{repaired}",
+        options.padding,
     )
 
 
