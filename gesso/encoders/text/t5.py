@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Literal
 
@@ -55,6 +56,7 @@ def build(options: Config) -> FrozenTextEncoder:
     encoder, tokenizer = load_encoder(
         T5EncoderModel, options.path, options.subfolder, options.tokenizer, options.dtype
     )
+    cleaners: dict[str, Callable[[str], str]]
     cleaners = {"none": str, "lower": lower, "alpha": clean_caption}
     repaired = ", ftfy" if options.clean == "alpha" and find_spec("ftfy") else ""
     return FrozenTextEncoder(
