@@ -497,3 +497,50 @@ def test_pipelines_that_only_diffusers_runs_are_told_apart(tmp_path):
     assert painting._foreign("stabilityai/sdxl") and not painting._foreign("PixArt-alpha/XL")
     with pytest.raises(GessoError, match="cannot be loaded as a pipeline of diffusers"):
         painting.open_painter(str(tmp_path), Settings(device="cpu"))
+
+
+# -------------------------------------------------------------------------------------- sheets
+
+
+def test_a_sheet_of_pictures_scores_what_its_pictures_score(call, truth, tmp_path):
+    """DPG-Bench's and OneIG-Bench's pictures are published as 2x2 sheets."""
+    single, sheets = truth(wrong=(1, 2)), tmp_path / "sheets"
+    sheets.mkdir()
+    for i in range(6):
+        first, second = (np.asarray(Image.open(single / f"{i:05}_{k}.png")) for k in range(2))
+        grey = np.full_like(first, 180)
+        whole = np.concatenate(
+            [np.concatenate([first, grey], 1), np.concatenate([second, grey], 1)]
+        )
+        Image.fromarray(np.pad(whole, ((0, 1), (0, 1), (0, 0)))).save(sheets / f"{i:05}.png")
+    expected = json.loads(scenes(call, "--pictures", single, "--json")[1])
+    code, out, err = scenes(call, "--pictures", sheets, "--grid", "2x2", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["n"] == 24 and told["overall"] == pytest.approx(expected["overall"] / 2)
+    rows = json.loads(Path(told["file"]).read_text())["rows"]
+    (told_of,) = rows[0]["verdicts"][2]["pictures"]
+    assert told_of["tile"] == [1, 0] and told_of["grid"] == [2, 2]
+    # Each picture has a digest of its own; the two wrong sheets are the same file.
+    assert len({v["pictures"][0]["sha256"] for row in rows for v in row["verdicts"]}) == 20
+    assert [v["score"] for v in rows[0]["verdicts"]] == [1, 0, 1, 0]
+    # The first three of each sheet, and again without a judge that has anything left to say.
+    code, out, err = scenes(call, "--pictures", sheets, "--grid", "2x2", "-n", 3, "--json")
+    assert json.loads(out)["n"] == 18
+    assert scenes(call, "--pictures", sheets, "--json")[0] == 0  # as one picture each: other scores
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("--pictures", "truth", "--grid", "2"), "ROWSxCOLUMNS"),
+        (("--pictures", "truth", "--grid", "0x2"), "ROWSxCOLUMNS"),
+        (("--grid", "2x2"), "--pictures"),
+        (("--pictures", "truth", "--grid", "999x2"), "999x2"),
+    ],
+)
+def test_a_grid_that_is_none_is_one_sentence(call, truth, tmp_path, monkeypatch, args, told):
+    truth()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = scenes(call, *args)
+    assert code == 2 and not out and told in err and len(err.strip().splitlines()) == 1

@@ -41,6 +41,10 @@ def evaluate(
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1: no guidance.")] = None,
     size: Annotated[str | None, typer.Option(help="HxW in pixels, such as 64x96.")] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Every file of --pictures is a sheet of ROWSxCOLUMNS pictures: 2x2."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; default: evaluations/BENCHMARK.")
     ] = None,
@@ -70,6 +74,7 @@ def evaluate(
             steps=steps,
             guidance_scale=guidance_scale,
             size=size,
+            grid=grid,
             out=out,
             processes=processes,
             allow_missing=allow_missing,

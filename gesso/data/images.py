@@ -103,7 +103,7 @@ def _flatten(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
         canvas = Image.new("RGB", image.size, colour)
         canvas.paste(image, mask=image)
         return canvas
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def cover(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

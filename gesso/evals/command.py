@@ -9,7 +9,7 @@ from typing import Any
 from gesso.config import modules, nearest
 from gesso.evals.job import Request, evaluate_and_report
 from gesso.evals.painting import Settings
-from gesso.evals.types import Options
+from gesso.evals.types import Grid, Options
 from gesso.types import GessoError
 
 
@@ -29,6 +29,7 @@ def run(
     steps: int | None = None,
     guidance_scale: float | None = None,
     size: str | None = None,
+    grid: str | None = None,
     out: Path | None = None,
     processes: int = 1,
     allow_missing: bool = False,
@@ -87,8 +88,21 @@ def run(
         options=Options(prompts=prompts, limit=limit, seed=seed, level=level, per_tag=per_tag),
         settings=Settings(steps, guidance_scale, size, device),
         n=n,
+        grid=_grid(grid, pictures),
         allow_missing=allow_missing,
         processes=processes,
         quiet=quiet,
     )
     return evaluate_and_report(request)
+
+
+def _grid(text: str | None, pictures: Sequence[Path]) -> Grid | None:
+    """(rows, columns) of "ROWSxCOLUMNS"."""
+    if text is None:
+        return None
+    if not pictures:
+        raise GessoError("--grid tells how files in a folder are divided: give --pictures, too.")
+    rows, x, columns = text.lower().partition("x")
+    if not x or not (rows.isdecimal() and columns.isdecimal()) or "0" in (rows, columns):
+        raise GessoError(f"The grid {text!r} is not of the form ROWSxCOLUMNS: write 2x2.")
+    return int(rows), int(columns)

@@ -9,10 +9,12 @@ OUT/report.html                                 all subjects of the last call
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +26,15 @@ from gesso.evals.painting import Painter, Settings, Wanted, open_painter, paint_
 from gesso.evals.pictures import find_pictures
 from gesso.evals.prompt_files import file_id
 from gesso.evals.stats import intervals, point, tabulate
-from gesso.evals.types import Benchmark, Judge, Options, Picture, Prompt, Verdict
+from gesso.evals.types import Benchmark, Grid, Judge, Options, Picture, Prompt, Tile, Verdict
 from gesso.types import GessoError
 
 if TYPE_CHECKING:
     from gesso.pipeline import Pipeline
 
 FORMAT = 1  # of result files
-CHUNK = 64  # pictures judged side by side
-DECODERS = 4  # threads that decode the next chunk meanwhile
+FIRST, CHUNK = 16, 64  # pictures judged side by side, at first and at most
+DECODERS = min(8, os.cpu_count() or 1)  # threads that decode the next chunk meanwhile
 NAMED = 4  # missing prompts that a message names
 
 Show = Callable[[int, int | None], None]
@@ -48,6 +50,7 @@ class Request:
             name, or a pipeline in memory (of one process).
         judges: specs; none: the benchmark's own.
         n: pictures a prompt; None: the benchmark's own number, of a folder all.
+        grid: every file of a folder is a sheet of (rows, columns) pictures.
         allow_missing: score what is there.
     """
 
@@ -59,6 +62,7 @@ class Request:
     options: Options = field(default_factory=Options)
     settings: Settings = field(default_factory=Settings)
     n: int | None = None
+    grid: Grid | None = None
     allow_missing: bool = False
     processes: int = 1
     quiet: bool = False
@@ -73,12 +77,16 @@ class Subject:
         kind: "model" or "pictures".
         files: by prompt id.
         about: fingerprint and settings, for the result.
+        grid: (rows, columns) of pictures in every file; None: one.
+        most: pictures of a prompt that are judged; None: all.
     """
 
     name: str
     kind: str
     files: dict[str, list[Path]]
     about: dict[str, Any]
+    grid: Grid | None = None
+    most: int | None = None
 
 
 @dataclass
@@ -175,9 +183,12 @@ def _prepare(request: Request, rank: int) -> tuple[Setting, list[Subject]]:
     for folder in request.pictures:
         found = find_pictures(folder, setting.everything)
         files = {prompt.id: found[prompt.id] for prompt in setting.prompts if prompt.id in found}
+        about: dict[str, Any] = {"grid": request.grid} if request.grid else {}
         if request.n is not None:
-            files = {key: some[: request.n] for key, some in files.items()}
-        subjects.append(Subject(str(folder), "pictures", files, {}))
+            sheets = -(-request.n // math.prod(request.grid or (1,)))
+            files = {key: some[:sheets] for key, some in files.items()}
+        subject = Subject(str(folder), "pictures", files, about, request.grid, request.n)
+        subjects.append(subject)
     return setting, subjects
 
 
@@ -301,7 +312,6 @@ class _helpers:
 
 def _help(request: Request, rank: int, failures: Any) -> None:
     """A process's share of painting and judging."""
-    import os
     import signal
 
     import torch
@@ -324,8 +334,16 @@ def _judge_share(request: Request, setting: Setting, subjects: list[Subject], ra
     share = setting.prompts[rank :: request.processes]
     for subject in subjects:
         with _bar(request, rank, f"judging {subject.name}") as show:
-            for _ in judge_pictures(setting.benchmark, share, subject.files, asker, show):
+            for _ in _judge(setting.benchmark, share, subject, asker, show):
                 pass
+
+
+def _judge(
+    benchmark: Benchmark, prompts: Sequence[Prompt], subject: Subject, asker: Asker, show: Show
+) -> Iterator[Judged]:
+    return judge_pictures(
+        benchmark, prompts, subject.files, asker, show, grid=subject.grid, most=subject.most
+    )
 
 
 @dataclass
@@ -344,33 +362,45 @@ def judge_pictures(
     files: dict[str, list[Path]],
     asker: Asker,
     show: Show = lambda done, total: None,
+    *,
+    grid: Grid | None = None,
+    most: int | None = None,
 ) -> Iterator[Judged]:
-    """Judge the pictures of prompts, in order; prompts without pictures are passed over."""
-    chunks: list[list[Prompt]] = [[]]
-    size = 0
-    for prompt in prompts:
-        if prompt.id in files:
-            chunks[-1].append(prompt)
-            size += len(files[prompt.id])
-            if size >= CHUNK:
-                chunks.append([])
-                size = 0
-    total, done = sum(len(files[p.id]) for p in prompts if p.id in files), 0
+    """Judge the pictures of prompts, in order; prompts without pictures are passed over.
+
+    Args:
+        grid: every file is a sheet of (rows, columns) pictures.
+        most: pictures of a prompt that are judged; None: all.
+    """
+    chunks = list(_chunks([p for p in prompts if p.id in files], files))
+    total, done = sum(len(files[p.id]) for chunk in chunks for p in chunk), 0
     with ThreadPoolExecutor(DECODERS) as pool:
 
-        def opened(chunk: list[Prompt]) -> list[list[Any]]:
-            return [[pool.submit(_look, f, asker.seen) for f in files[p.id]] for p in chunk]
+        def opened(chunk: list[Prompt]) -> list[Future[list[Looked]]]:
+            """In as many tasks as threads: to hand over every picture costs more than a small
+            one's decoding."""
+            wanted = [file for prompt in chunk for file in files[prompt.id]]
+            size = -(-len(wanted) // DECODERS)
+            return [
+                pool.submit(_look, wanted[i : i + size], grid, asker.seen)
+                for i in range(0, len(wanted), size)
+            ]
 
-        ahead = opened(chunks[0])
+        ahead = opened(chunks[0]) if chunks else []
         for i, chunk in enumerate(chunks):
-            looked = ahead
+            looked = iter([seen for future in ahead for seen in future.result()])
             ahead = opened(chunks[i + 1]) if i + 1 < len(chunks) else []
             judged = []
-            for prompt, futures in zip(chunk, looked, strict=True):
-                seen = [future.result() for future in futures]
-                good = [picture for picture, reason in seen if not reason]
-                bad = [(picture.file, reason) for picture, reason in seen if reason]
-                judged.append(Judged(prompt, good, [], bad))
+            for prompt in chunk:
+                entry = Judged(prompt, [], [], [])
+                for file in files[prompt.id]:
+                    pictures, reason = next(looked)
+                    if reason:
+                        entry.corrupt.append((file, reason))
+                    else:
+                        entry.pictures.extend(pictures)
+                entry.pictures = entry.pictures[:most]
+                judged.append(entry)
             groups = [
                 (entry, group)
                 for entry in judged
@@ -380,39 +410,70 @@ def judge_pictures(
                 if group
             ]
             verdicts = asker.run([benchmark.judge(entry.prompt, group) for entry, group in groups])
-            for (entry, _), verdict in zip(groups, verdicts, strict=True):
+            for (entry, group), verdict in zip(groups, verdicts, strict=True):
                 entry.verdicts.append(verdict)
-            done += sum(len(futures) for futures in looked)
+                for picture in group:
+                    picture.forget()
+            done += sum(len(files[prompt.id]) for prompt in chunk)
             show(done, total)
             yield from judged
 
 
-def _look(file: Path, seen: set[str]) -> tuple[Picture, str]:
-    """A picture, decoded unless its replies are known, and what is wrong with it or ""."""
-    picture = Picture(file)
-    try:
-        if picture.digest not in seen:
-            _ = picture.pixels
-    except (GessoError, OSError) as e:
-        return picture, str(e)
-    return picture, ""
+def _chunks(prompts: list[Prompt], files: dict[str, list[Path]]) -> Iterator[list[Prompt]]:
+    """Prompts whose pictures are judged side by side. The first are few, as nothing is judged
+    while they are decoded."""
+    chunk: list[Prompt] = []
+    size, most = 0, FIRST
+    for prompt in prompts:
+        chunk.append(prompt)
+        size += len(files[prompt.id])
+        if size >= most:
+            yield chunk
+            chunk, size, most = [], 0, min(2 * most, CHUNK)
+    if chunk:
+        yield chunk
+
+
+Looked = tuple[list[Picture], str]
+"""The pictures of a file, and what is wrong with it or ""."""
+
+
+def _look(files: list[Path], grid: Grid | None, seen: set[str]) -> list[Looked]:
+    """The pictures in each file, decoded unless their replies are known."""
+    looked: list[Looked] = []
+    for file in files:
+        sheet = Picture(file)
+        pictures = sheet.tiles(*grid) if grid else [sheet]
+        try:
+            for picture in pictures:
+                if picture.digest not in seen:
+                    _ = picture.pixels
+        except (GessoError, OSError) as e:
+            looked.append(([], str(e)))
+        else:
+            looked.append((pictures, ""))
+        if grid:
+            sheet.forget()  # its tiles are copies
+    return looked
 
 
 def _collect(request: Request, setting: Setting, subject: Subject) -> dict[str, Any]:
     """Judge (or find judged) all pictures of a subject, and aggregate."""
     benchmark, prompts = setting.benchmark, setting.prompts
     asker = Asker(setting.judges, request.out / "replies", "0")
+    corrupt: list[tuple[str, str]] = []
+    rows: list[dict[str, Any]] = []
     with _bar(request, 0, f"judging {subject.name}") as show:
-        judged = list(judge_pictures(benchmark, prompts, subject.files, asker, show))
-    corrupt = [(str(file), reason) for entry in judged for file, reason in entry.corrupt]
-    entries = [entry for entry in judged if entry.pictures]
-    present = {entry.prompt.id for entry in entries}
+        for entry in _judge(benchmark, prompts, subject, asker, show):
+            corrupt += [(str(file), reason) for file, reason in entry.corrupt]
+            if entry.pictures:
+                rows.append(_row(entry, benchmark.together))
+    present = {row["id"] for row in rows}
     missing = [prompt.id for prompt in prompts if prompt.id not in present]
     if (missing or corrupt) and not request.allow_missing:
         raise GessoError(_missing(request, subject, prompts, missing, corrupt))
-    if not entries:
+    if not rows:
         raise GessoError(f"{subject.name} has no picture that can be judged.")
-    rows = [_row(entry, benchmark.together) for entry in entries]
     return result_of(setting, subject, rows, missing, corrupt)
 
 
@@ -420,7 +481,10 @@ def _row(entry: Judged, together: bool) -> dict[str, Any]:
     """A judged prompt as it stands in a result file."""
 
     def file(picture: Picture) -> dict[str, Any]:
-        return {"file": str(picture.file), "sha256": picture.digest}
+        told = {"file": str(picture.file), "sha256": picture.digest}
+        if isinstance(picture, Tile):
+            return told | {"tile": picture.place, "grid": picture.grid}
+        return told
 
     verdicts = []
     for i, verdict in enumerate(entry.verdicts):

@@ -36,6 +36,7 @@ from gesso.evals.types import (
 from gesso.types import GessoError
 
 KIND = "evals.judges"
+DETECTED = tuple(f.name for f in fields(Detection))
 
 
 def parse_spec(text: str) -> dict[str, Any]:
@@ -267,11 +268,11 @@ def decode(value: Any) -> Reply:
 
 
 def _encode_detection(found: Detection) -> dict[str, Any]:
-    values = {f.name: getattr(found, f.name) for f in fields(found)}
+    values = {name: getattr(found, name) for name in DETECTED}
     values["box"] = [float(v) for v in found.box]
     values["confidence"] = float(found.confidence)
     if found.mask is not None:
-        packed = zlib.compress(np.packbits(found.mask).tobytes())
+        packed = zlib.compress(np.packbits(found.mask).tobytes(), 1)
         values["mask"] = [*found.mask.shape, base64.b64encode(packed).decode()]
     return values
 

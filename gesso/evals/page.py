@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gesso import report
-from gesso.data.images import load_rgb
-from gesso.evals.types import Benchmark
+from gesso.evals.types import Benchmark, Picture, Tile
 from gesso.types import GessoError
 
 SHOWN = 8  # pictures in a gallery
@@ -204,7 +203,7 @@ def _gallery(result: dict[str, Any], best: bool) -> list[dict[str, str]]:
     shown_entries = sorted(ranked, key=lambda e: e[:2])[:SHOWN]
     gallery = []
     for _, _, row, verdict in shown_entries:
-        image = _thumbnail(Path(verdict["pictures"][0]["file"]))
+        image = _thumbnail(verdict["pictures"][0])
         if image:
             gallery.append(
                 {
@@ -221,13 +220,16 @@ def _short(text: str, most: int = 160) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
-def _thumbnail(file: Path) -> str:
-    """A data URI, at most 256 pixels a side; "" where the file is gone."""
+def _thumbnail(told: dict[str, Any]) -> str:
+    """A data URI of a result's picture, at most 256 pixels a side; "" where the file is gone."""
     from PIL import Image
 
+    picture = Picture(Path(told["file"]))
+    if "tile" in told:
+        picture = Tile(picture, tuple(told["tile"]), tuple(told["grid"]))
     try:
-        pixels = load_rgb(file)
-    except GessoError:
+        pixels = picture.pixels
+    except (GessoError, OSError):
         return ""
     if max(pixels.shape[:2]) <= THUMBNAIL // 2:
         return report.data_uri(pixels)

@@ -23,8 +23,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gesso.types import GessoError
+
 Image = np.ndarray
 """[H, W, 3] uint8, RGB."""
+
+Grid = tuple[int, int]
+"""Rows and columns of a sheet of pictures."""
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the picture; y points down."""
@@ -62,15 +67,68 @@ class Picture:
         from gesso.data.images import load_rgb
 
         assert self.file is not None
-        return load_rgb(self.file)
+        return load_rgb(self.__dict__.pop("_bytes", None) or self.file.read_bytes())
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the file's bytes, or of shape and pixels."""
         if self.file is not None:
-            return hashlib.sha256(self.file.read_bytes()).hexdigest()
+            self._bytes = self.file.read_bytes()  # until the pixels are looked at
+            return hashlib.sha256(self._bytes).hexdigest()
         pixels = np.ascontiguousarray(self.pixels)
         return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+    def forget(self) -> None:
+        """Let go of pixels that can be read again."""
+        self.__dict__.pop("_bytes", None)
+        if self.file is not None:
+            self.__dict__.pop("pixels", None)
+
+    def tiles(self, rows: int, columns: int) -> list[Picture]:
+        """The pictures of a sheet, row by row; what an uneven division leaves is cut off."""
+        return [Tile(self, (i, j), (rows, columns)) for i in range(rows) for j in range(columns)]
+
+
+class Tile(Picture):
+    """One picture of a sheet: the sheet's file, and a digest of its own.
+
+    Attributes:
+        sheet: the whole picture.
+        place, grid: (row, column), of so many.
+    """
+
+    def __init__(self, sheet: Picture, place: tuple[int, int], grid: Grid) -> None:
+        self.file, self.seed = sheet.file, sheet.seed
+        self.sheet, self.place, self.grid = sheet, place, grid
+
+    @cached_property
+    def pixels(self) -> Image:
+        """[H // rows, W // columns, 3] uint8.
+
+        Raises:
+            GessoError: the sheet is corrupt, or has fewer pixels a side than tiles.
+        """
+        (row, column), (rows, columns) = self.place, self.grid
+        whole = self.sheet.pixels
+        height, width = whole.shape[0] // rows, whole.shape[1] // columns
+        if not height or not width:
+            raise GessoError(
+                f"The picture of {whole.shape[0]}x{whole.shape[1]} pixels is no sheet of "
+                f"{rows}x{columns} pictures."
+            )
+        top, left = row * height, column * width
+        return whole[top : top + height, left : left + width].copy()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the sheet's digest and the place in it."""
+        told = f"{self.sheet.digest} {self.place} {self.grid}"
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def forget(self) -> None:
+        """Let go of the pixels, the sheet's, too."""
+        super().forget()
+        self.sheet.forget()
 
 
 # ----------------------------------------------------------------------------------- replies

@@ -184,6 +184,8 @@ def _session(file: Path, device: str | None, threads: int | None):  # type: igno
         providers.insert(0, "CUDAExecutionProvider")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
+    # Threads that wait actively between two pictures would take the cores from decoding.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # what goes wrong is raised, too
     try:
         return ort.InferenceSession(str(file), options, providers=providers)
