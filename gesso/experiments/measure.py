@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gesso.config import Recipe, load_recipe
+from gesso.config import Recipe, Spec, resolve
 from gesso.evals.scenes import CHUNK, evaluate_model
 from gesso.experiments.design import Job, Numbers
 from gesso.loading import find, load
@@ -19,6 +19,8 @@ from gesso.model import Model
 from gesso.train.flops import training_flops
 from gesso.train.folder import RECIPE
 from gesso.train.run import encode_recipe, train_recipe, with_vocabulary
+from gesso.train.stages import load_stages
+from gesso.train.stages import load_stages
 
 __all__ = [
     "Trained",
@@ -57,12 +59,14 @@ class Trained:
     loss: float
 
 
-def recipe(job: Job, overrides: list[str], base: str = "demo") -> Recipe:
+def recipe(job: Job, overrides: list[str], base: str = "demo", stage: str = "") -> Recipe:
     """A shipped recipe as an arm trains it: the job's seed, one process, steps instead of minutes.
 
-    A quick job has a handful of steps on a handful of pictures, whatever the overrides say.
+    `base` is its name, and `stage` that of one of its stages. A quick job has a handful of steps on
+    a handful of pictures, whatever the overrides say.
     """
-    found = load_recipe(base, [f"seed={job.seed}", "train.processes=1", *overrides])
+    overrides = [f"seed={job.seed}", "train.processes=1", *overrides]
+    found = next(one.recipe for one in load_stages(base, overrides) if one.name == stage)
     train = {"minutes": None, "validate_every": 0, "save_every": 250, "keep": 1, "device": "cpu"}
     values = found.model_dump()
     values["train"] |= train
@@ -170,8 +174,16 @@ def _cache(job: Job, recipe: Recipe) -> Path:
         "data": recipe.data.model_dump(exclude={"cache", "caption_weights"}),
         "image": recipe.image_encoder,
         "text": recipe.text_encoder,
+        "adapter": recipe.adapter,  # which may be trained on control pictures
+        "tokenizer": recipe.init if _is_trained(recipe.image_encoder) else None,
     }
     text = json.dumps(parts, sort_keys=True, default=str)
     with shared(job, f"cache-{hashlib.sha256(text.encode()).hexdigest()[:12]}") as common:
         encode_recipe(recipe, common.folder, quiet=True)
     return common.folder
+
+
+def _is_trained(image_encoder: Spec) -> bool:
+    """Whether an image encoder has no weights of its own, but those of what a training starts
+    from."""
+    return getattr(resolve("encoders.image", image_encoder)[1], "weights", "named") is None

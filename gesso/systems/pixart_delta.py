@@ -19,7 +19,9 @@ SYSTEM = System(
     published="XL/2 weights of the distilled 1024 px model, training code of both parts",
     differs="any model of ours that predicts epsilon, v or flow is distilled, all weights or a "
     "LoRA; on the flow path the grid of times is even in the path's own shift; rates are larger, "
-    "as runs are of hundreds of steps",
+    "as runs are of hundreds of steps; the control branch has the released wiring, in which the "
+    "first copy reads what the first block wrote, or the ordinary one, and goes on every backbone "
+    "with tokens; soft edges are computed, where the authors had HED",
     read=[
         "recipes/pixart-delta.yaml",
         "diffusion/consistency.py",
@@ -27,11 +29,18 @@ SYSTEM = System(
         "samplers/lcm.py",
         "diffusion/schedules.py",
         "experiments/lcm.py",
+        "recipes/pixart-delta-control.yaml",
+        "nn/hooks.py",
+        "adapters/controlnet.py",
+        "controls/canny.py",
+        "experiments/control.py",
     ],
     commands=[
         "gesso train pixart-delta",
         "gesso train pixart-delta adapter=lora",
         'gesso paint "a blue star" --model runs/pixart-delta --steps 2',
+        "gesso train pixart-delta-control",
+        'gesso paint "a red star" --model runs/pixart-delta-control --control-from star.png',
         "gesso reproduce pixart-delta --quick",
     ],
 )
@@ -42,8 +51,15 @@ def tiny() -> Recipe:
     return miniature(RECIPE, "backbone.depth=2", "backbone.hidden_size=32", "objective.steps=10")
 
 
+def tiny_control() -> Recipe:
+    """The training of a control branch at that size."""
+    return miniature(
+        "pixart-delta-control", "backbone.depth=2", "backbone.hidden_size=32", "adapter.blocks=1"
+    )
+
+
 def claim() -> list[Experiment]:
     """The experiments behind `gesso reproduce pixart-delta`."""
-    from gesso.experiments import lcm
+    from gesso.experiments import control, lcm
 
-    return [lcm.experiment()]
+    return [lcm.experiment(), control.experiment()]

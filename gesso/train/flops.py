@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gesso.config import Recipe, resolve
+from gesso.controls import condition_of
 from gesso.draws import Draws
 from gesso.model import Model
 from gesso.train.run import with_vocabulary
@@ -14,7 +15,8 @@ def training_flops(recipe: Recipe) -> float:
     """FLOPs of one picture's forward and backward pass through a recipe's objective.
 
     Masks, routers and frozen parts count as they run in training; a phase that runs on every k-th
-    step counts a k-th. The text is as long as the recipe's last validation prompt.
+    step counts a k-th. The text is as long as the recipe's last validation prompt,
+    or empty without one.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -34,8 +36,10 @@ def training_flops(recipe: Recipe) -> float:
     if model.text_encoder is None:
         cond = Cond(label=torch.zeros(n, dtype=torch.long))
     else:
-        cond = model.text_encoder.prepare(recipe.validation.prompts[-1:] * n)
+        cond = model.text_encoder.prepare((recipe.validation.prompts or [""])[-1:] * n)
     latents = torch.zeros(n, encoder.channels, side, side)
+    if condition_of(recipe.adapter) is not None:
+        cond.control = torch.zeros_like(latents)
     batch = Batch(["x"] * n, cond, latents=latents, pixels=torch.zeros(n, 3, size, size))
     if model.coded:
         with torch.no_grad():

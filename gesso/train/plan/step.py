@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gesso.config import Recipe, build, resolve
+from gesso.controls import condition_of
 from gesso.draws import Draws
 from gesso.model import Description, Model, complete_backbone
 from gesso.nn import attention
@@ -94,6 +95,8 @@ def trace_step(
             recompute_blocks(learners.values())
         params = named_parameters(learners)
         batch_of = _batch(model, batch, size, length)
+        if condition_of(recipe.adapter) is not None and batch_of.latents is not None:
+            batch_of.cond.control = torch.zeros_like(batch_of.latents)
         passes, optimizers = [], []
         for index, phase in enumerate(objective.phases):
             recorder = Recorder()
