@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from gesso import config
 from gesso.conditions import Captions
 from gesso.draws import Draws
+from gesso.nn.dropout import dropping
 from gesso.types import Batch, Cond, GessoError, LossOut, Phase
 
 if TYPE_CHECKING:
@@ -56,14 +57,15 @@ class NextCode:
         Args:
             phase: "generate".
             batch: with `cond` as the text encoder prepares it.
-            generator: draws which captions are dropped.
+            generator: draws which captions, and what a backbone with dropout, drop.
 
         Returns:
             The loss, with the metric `accuracy`: how many codes were the likeliest.
         """
         assert batch.codes is not None
         cond = self.captions.dropped(batch.cond, self.options.caption_dropout, generator)
-        loss, right = self._errors(batch.codes, cond)
+        with dropping(self.backbone, generator):
+            loss, right = self._errors(batch.codes, cond)
         return LossOut(loss.mean(), {"accuracy": right.mean().detach()})
 
     def _errors(self, codes: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ SYSTEM = System(
     title="Vector-quantized Image Modeling with Improved VQGAN",
     paper="2110.04627",
     adds="a tokenizer of transformers with small normalised codes, logit-Laplace and adversarial "
-    "losses",
+    "losses; VIM, a causal transformer over its codes",
     published="the paper; no weights, no code. Parameter names here are those of the public "
     "re-implementation",
     differs="a tanh inside every MLP, as in the re-implementation, where the paper has one after "
@@ -30,10 +30,16 @@ SYSTEM = System(
         "nn/likelihood.py",
         "nn/discriminator.py",
         "objectives/vq_autoencode.py",
+        "recipes/vit-vqgan-vim.yaml",
+        "backbones/vim.py",
+        "objectives/next_code.py",
+        "samplers/autoregressive.py",
         "experiments/codebook.py",
     ],
     commands=[
         "gesso train vit-vqgan",
+        "gesso train vit-vqgan-vim",
+        'gesso paint "a red circle" --model runs/vit-vqgan-vim',
         "gesso reproduce vit-vqgan --quick",
     ],
 )
@@ -49,6 +55,16 @@ def tiny() -> Recipe:
         "objective.size=32",
         "objective.discriminator_width=4",
         "text_encoder=null",
+    )
+
+
+def tiny_vim() -> Recipe:
+    """The transformer over the codes of an untrained tokenizer, at the size of the test battery."""
+    return miniature(
+        "vit-vqgan-vim",
+        "image_encoder={name: vit_vqgan, image_size: 32, depth: 1, hidden_size: 32, num_heads: 1,"
+        " head_dim: 32, mlp_size: 64, codes: 32}",
+        "backbone={name: vim, depth: 2, hidden_size: 32, num_heads: 2, grid: [4, 4]}",
     )
 
 
