@@ -20,7 +20,6 @@ from gesso.train.flops import training_flops
 from gesso.train.folder import RECIPE
 from gesso.train.run import encode_recipe, train_recipe, with_vocabulary
 from gesso.train.stages import load_stages
-from gesso.train.stages import load_stages
 
 __all__ = [
     "Trained",
