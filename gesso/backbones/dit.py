@@ -17,6 +17,7 @@ from gesso.config import Config as BaseConfig
 from gesso.nn.attention import SelfAttention
 from gesso.nn.checks import check_heads, check_latents
 from gesso.nn.hooks import HookPoint
+from gesso.nn.label import LabelEmbedder
 from gesso.nn.mlp import Mlp
 from gesso.nn.modulation import AdaLN, modulated_norm
 from gesso.nn.patch import PatchEmbed, unpatchify
@@ -50,26 +51,6 @@ SIZES: dict[str, Config] = {
     for patch in (2, 4, 8)
 }
 """Published sizes (table 1 of the paper) for ImageNet at 256 px, by name: "xl-2", "b-4", ..."""
-
-
-class LabelEmbedder(nn.Module):
-    """One vector a class, and a last one for no class: [B] in 0..K -> [B, D]."""
-
-    def __init__(self, num_classes: int, dim: int, init_std: float) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, dim)
-        nn.init.normal_(self.embedding_table.weight, std=init_std)
-
-    def forward(self, label: Tensor) -> Tensor:
-        try:
-            return self.embedding_table(label)
-        except IndexError:  # of a CPU; for a GPU, data are checked before training
-            none = self.embedding_table.num_embeddings - 1
-            wrong = int(label[(label < 0) | (label > none)][0])
-            raise GessoError(
-                f"The class label {wrong} is out of range: this dit has {none} classes, 0 to"
-                f" {none - 1}, and {none} for none."
-            ) from None
 
 
 class Block(nn.Module):
@@ -116,7 +97,7 @@ class DiT(nn.Module):
         self.num_classes = config.num_classes
         self.x_embedder = PatchEmbed(config.in_channels, dim, p)
         self.t_embedder = ScalarEmbedder(dim, std)
-        self.y_embedder = LabelEmbedder(config.num_classes, dim, std)
+        self.y_embedder = LabelEmbedder(config.num_classes, dim, std, "dit")
         self.blocks = nn.ModuleList(
             Block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
