@@ -375,3 +375,16 @@ def test_units():
     assert flops(1.5e15) == "1.5 PFLOP" and flops(2e6) == "2 MFLOP"
     assert memory(3 * 2**30) == "3 GiB" and memory(2**20) == "1 MiB"
     assert duration(0.0123) == "12.3 ms" and duration(3 * 86400) == "3.0 days"
+
+
+def test_several_text_encoders_are_planned_with_their_published_shapes() -> None:
+    recipe = load_recipe("sd3-medium")
+    found = look_at({"name": "tiny"}, recipe.text_encoder)
+    clip_l, clip_g, t5 = 123_650_304, 694_659_840, 4_762_310_656  # by transformers' own classes
+    assert found.text_parameters == clip_l + clip_g + t5
+    cond = found.text.prepare([""])
+    assert cond.tokens.shape == (1, 77 + 77, 4096) and cond.pooled.shape == (1, 2048)
+    assert (cond.tokens.shape[2], cond.pooled.shape[1]) == (
+        recipe.backbone["text_dim"],
+        recipe.backbone["pooled_dim"],
+    )

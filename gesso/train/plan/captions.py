@@ -85,6 +85,8 @@ def _counter(recipe: Recipe, encoders: Encoders) -> Callable[[str], int] | None:
         return lambda caption: 1
     if not isinstance(text, Text):
         return lambda caption: int(text.prepare([caption]).mask.sum())
+    if text.fixed:
+        return lambda caption: text.max_tokens
     from transformers import AutoTokenizer
 
     spec = recipe.text_encoder or {}

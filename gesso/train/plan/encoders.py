@@ -29,6 +29,12 @@ T5: dict[str, dict[str, Any]] = {
 }
 """T5 version 1.1 and Flan-T5 by size (their published config.json)."""
 
+CLIP: dict[str, dict[str, Any]] = {
+    "L": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "bigG": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20},
+}
+"""CLIP's text towers by size; the projection is as wide, the MLP four times."""
+
 
 NAMES = 1000  # words or classes of a text encoder whose source is not at hand
 
@@ -39,20 +45,25 @@ class Text(nn.Module):
     Args:
         dim: width of a token.
         length: tokens of every prompt but the empty one.
+        pooled_dim: width of the pooled text, None without it.
+        fixed: whether the empty prompt is as long.
     """
 
     trainable = False
 
-    def __init__(self, dim: int, length: int) -> None:
+    def __init__(
+        self, dim: int, length: int, pooled_dim: int | None = None, fixed: bool = False
+    ) -> None:
         super().__init__()
         self.dim = self.width = dim
-        self.max_tokens = length
+        self.max_tokens, self.pooled_dim, self.fixed = length, pooled_dim, fixed
 
     def prepare(self, prompts: list[str]) -> Cond:
-        """tokens [B, L, D] and mask [B, L]."""
-        length = self.max_tokens if any(prompts) else 1
-        mask = torch.ones(len(prompts), length, dtype=torch.bool)
-        return Cond(tokens=torch.zeros(len(prompts), length, self.dim), mask=mask)
+        """tokens [B, L, D] and mask [B, L], pooled [B, P] where there is some."""
+        n, length = len(prompts), self.max_tokens if any(prompts) or self.fixed else 1
+        mask = torch.ones(n, length, dtype=torch.bool)
+        pooled = None if self.pooled_dim is None else torch.zeros(n, self.pooled_dim)
+        return Cond(tokens=torch.zeros(n, length, self.dim), mask=mask, pooled=pooled)
 
     def forward(self, cond: Cond) -> Cond:
         return cond
@@ -161,11 +172,14 @@ def _kl(options: Any, found: Encoders) -> Any:
                 folder, subfolder=options.subfolder, local_files_only=True
             )
     except (OSError, ValueError, GessoError):
-        found.notes.append(f"the autoencoder {options.path} is not at hand: SD's shape is assumed")
+        known, channels = ("SD3", 16) if "stable-diffusion-3" in options.path else ("SD", 4)
+        found.notes.append(
+            f"the autoencoder {options.path} is not at hand: {known}'s shape is assumed"
+        )
         config = {
             "block_out_channels": (128, 256, 512, 512),
             "layers_per_block": 2,
-            "latent_channels": 4,
+            "latent_channels": channels,
             "down_block_types": ("DownEncoderBlock2D",) * 4,
             "up_block_types": ("UpDecoderBlock2D",) * 4,
         }
@@ -179,23 +193,60 @@ def _text(spec: Spec, found: Encoders) -> None:
     if key is not None and not getattr(options, key):
         found.notes.append(f"{NAMES} {key} are assumed")
         spec = {**spec, key: [f"w{i}" for i in range(NAMES)]}
-    if spec["name"] not in ("t5", "hf"):
+    if spec["name"] == "joined" and all(_frozen(s) for group in options.encoders for s in group):
+        _joined(options, found)
+        return
+    if not _frozen(spec):
         found.text = build("encoders.text", spec)
         return
     config = _text_config(options, found)
-    from transformers import AutoModel, T5EncoderModel
+    from transformers import AutoModel, CLIPTextModelWithProjection, T5EncoderModel
 
-    is_t5 = getattr(config, "model_type", "") in ("t5", "umt5")
+    is_t5, is_clip = getattr(config, "model_type", "") in ("t5", "umt5"), spec["name"] == "clip"
     with torch.device("meta"):
-        network = T5EncoderModel(config) if is_t5 else AutoModel.from_config(config)
+        if is_clip:
+            network: Any = CLIPTextModelWithProjection(config)
+        else:
+            network = T5EncoderModel(config) if is_t5 else AutoModel.from_config(config)
     network.eval()
-    found.text = Text(int(config.hidden_size), options.max_tokens)
+    read = is_clip or getattr(options, "padding", "longest") == "max"
+    pooled = int(config.projection_dim) if is_clip else None
+    found.text = Text(int(config.hidden_size), options.max_tokens, pooled, read)
     found.text_network = network
     found.text_parameters = sum(p.numel() for p in network.parameters())
 
 
+def _frozen(spec: Spec) -> bool:
+    """Whether a text encoder comes from files."""
+    return spec["name"] in ("t5", "hf", "clip")
+
+
+def _joined(options: Any, found: Encoders) -> None:
+    """Several frozen ones; each reads its own prompt, however long the joined features are."""
+    parts = [[look_at_text(spec, found) for spec in group] for group in options.encoders]
+    flat = [part for group in parts for part in group]
+    pooled = sum(part.text.pooled_dim or 0 for part in flat) or None
+    width = max(sum(part.text.dim for part in group) for group in parts)
+    length = sum(group[0].text.max_tokens for group in parts)
+    found.text = Text(width, length, pooled, fixed=True)
+    found.text_parameters = sum(part.text_parameters for part in flat)
+
+    def network(ids: Tensor) -> None:
+        for part in flat:
+            part.text_network(ids.new_ones(len(ids), part.text.max_tokens))
+
+    found.text_network = network
+
+
+def look_at_text(spec: Spec, beside: Encoders) -> Encoders:
+    """One of several text encoders; what is assumed of it is noted in `beside`."""
+    found = Encoders(None, None, notes=beside.notes)
+    _text(spec, found)
+    return found
+
+
 def _text_config(options: Any, found: Encoders) -> Any:
-    from transformers import AutoConfig, T5Config
+    from transformers import AutoConfig, CLIPTextConfig, T5Config
 
     try:
         folder, subfolder = weights_at(options.path, options.subfolder)
@@ -203,6 +254,12 @@ def _text_config(options: Any, found: Encoders) -> Any:
         return getattr(config, "text_config", config)
     except (OSError, ValueError, GessoError):
         pass
+    clip = re.search(r"clip-vit-(l)arge|clip-vit-(bigg)", options.path.lower())
+    if clip is not None:
+        size = "L" if clip[1] else "bigG"
+        found.notes.append(f"the text encoder {options.path} is not at hand: CLIP-{size}'s shape")
+        width = CLIP[size]["hidden_size"]
+        return CLIPTextConfig(**CLIP[size], intermediate_size=4 * width, projection_dim=width)
     name = re.search(r"t5.*?-(xxl|xl|large|base|small)", f"{options.path}".lower())
     if name is None and "pixart" in options.path.lower():  # whose text encoder is T5-XXL
         name = re.search(r"(xxl)", "xxl")
