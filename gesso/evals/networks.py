@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from gesso.config import Config
 from gesso.device import pick_device
 from gesso.encoders._weights import fingerprint as weights_fingerprint
-from gesso.encoders._weights import loading, locate, without_bars
+from gesso.encoders._weights import loading, locate, read_safetensors, without_bars
 from gesso.evals.fingerprint import fingerprint, source_digest, versions
 from gesso.types import GessoError
 
 T = TypeVar("T")
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+HEAD_WIDTHS = (1024, 128, 64, 16, 1)
+HEAD_PLACES = (0, 2, 4, 6, 7)  # of the linear layers among the head's, whose others drop out
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -179,3 +186,64 @@ def same_pictures(images: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
             unique.append(i)
         place.append(first[key])
     return unique, place
+
+
+def read_tensors(file: Path, what: str, wanted: str) -> dict[str, Tensor]:
+    """The tensors of a weight file; of a pickled one nothing is run.
+
+    Args:
+        what, wanted: the network and its file, for messages.
+
+    Raises:
+        GessoError: no such file, or no table of tensors.
+    """
+    if not file.is_file():
+        raise GessoError(f"There is no {what} weight file {str(file)!r}: give {wanted}.")
+    try:
+        if file.suffix == ".safetensors":
+            return read_safetensors(file)
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError("it holds something else than tensors")
+        return dict(tensors)
+    except (RuntimeError, AttributeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+        raise GessoError(
+            f"{str(file)!r} cannot be read as {what} ({(str(e).splitlines() or [''])[0]}): give "
+            f"{wanted}."
+        ) from None
+
+
+def linear_head(tensors: dict[str, Tensor], prefix: str) -> nn.Sequential:
+    """The five linear layers, without activations, that turn features into a learned score.
+
+    Args:
+        tensors: with PREFIX0.weight [1024, D], ..., PREFIX7.bias [1].
+
+    Raises:
+        KeyError, RuntimeError: others.
+    """
+    inputs = tensors[f"{prefix}0.weight"].shape[1]
+    layers = []
+    for place, width in zip(HEAD_PLACES, HEAD_WIDTHS, strict=True):
+        layer = nn.Linear(inputs, width)
+        layer.load_state_dict({k: tensors[f"{prefix}{place}.{k}"] for k in ("weight", "bias")})
+        layers.append(layer)
+        inputs = width
+    return nn.Sequential(*layers)
+
+
+def clip_pixels(image: np.ndarray, side: int) -> Tensor:
+    """CLIP's preprocessing: [H, W, 3] uint8 -> [3, side, side], normalised.
+
+    The shorter side is resized to `side` (bicubic, antialiased), and the middle cut out.
+    """
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    scale = side / min(height, width)
+    size = (max(side, int(width * scale)), max(side, int(height * scale)))
+    resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    left, top = (round((length - side) / 2) for length in size)
+    pixels = np.asarray(resized.crop((left, top, left + side, top + side)), np.float32) / 255
+    normal = (pixels - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_DEVIATION, np.float32)
+    return torch.from_numpy(normal).movedim(-1, 0)

@@ -5,23 +5,18 @@ Head: `sac+logos+ava1-l14-linearMSE.pth`, five linear layers without activations
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from gesso.encoders._weights import read_safetensors
 from gesso.evals.fingerprint import file_digest, fingerprint, source_digest
-from gesso.evals.networks import NetworkConfig
+from gesso.evals.networks import NetworkConfig, linear_head, read_tensors
 from gesso.evals.types import Image, Judge
 from gesso.types import GessoError
 
 ABILITIES = ("score",)
-WIDTHS = (1024, 128, 64, 16, 1)
-PLACES = (0, 2, 4, 6, 7)  # of the linear layers among the head's, whose others drop out
 
 
 class Config(NetworkConfig):
@@ -72,27 +67,15 @@ def load_head(file: Path) -> Any:
             f"There is no aesthetic head {str(file)!r}: give sac+logos+ava1-l14-linearMSE.pth as "
             "--judge aesthetic:path=CLIP,head=FILE."
         )
+    wanted = "sac+logos+ava1-l14-linearMSE.pth"
+    tensors = read_tensors(file, "an aesthetic head", wanted)
     try:
-        tensors: dict[str, Tensor] = (
-            read_safetensors(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-        inputs = tensors["layers.0.weight"].shape[1]
-        layers = []
-        for place, width in zip(PLACES, WIDTHS, strict=True):
-            layer = nn.Linear(inputs, width)
-            layer.load_state_dict(
-                {key: tensors[f"layers.{place}.{key}"] for key in ("weight", "bias")}
-            )
-            layers.append(layer)
-            inputs = width
-    except (RuntimeError, KeyError, pickle.UnpicklingError, AttributeError, TypeError) as e:
+        return linear_head(tensors, "layers.").float().requires_grad_(False).eval()
+    except (RuntimeError, KeyError) as e:
         raise GessoError(
             f"{str(file)!r} is no aesthetic head ({(str(e).splitlines() or [''])[0]}): give "
-            "sac+logos+ava1-l14-linearMSE.pth."
+            f"{wanted}."
         ) from None
-    return nn.Sequential(*layers).float().requires_grad_(False).eval()
 
 
 def build(options: Config, device: str | None) -> Aesthetic:
