@@ -149,7 +149,7 @@ def _targets(options: Config, backbone: nn.Module) -> list[str]:
             )
         return wide
     every = {name: m for name, m in backbone.named_modules() if isinstance(m, nn.Linear)}
-    found = {}
+    found: dict[str, nn.Linear] = {}
     for glob in options.targets:
         own = {n: m for n, m in every.items() if fnmatchcase(n, glob) or n.endswith(f".{glob}")}
         if not own:

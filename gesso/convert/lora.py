@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from gesso.adapters.lora import FOLDER
 from gesso.convert.checkpoint import WEIGHT_SUFFIXES, Checkpoint, read_json
 from gesso.convert.checkpoint import read as read_checkpoint
 from gesso.convert.lora_formats import CONFIG, choose, encode, save_files
 from gesso.convert.lora_keys import Parsed, is_adapter_key, metadata_config, parse
-from gesso.model import fingerprint
+from gesso.model import checkpoint_in, fingerprint
 from gesso.nn.low_rank import Layer
 from gesso.types import GessoError
 
@@ -73,9 +74,10 @@ def read(path: str | Path, own: Container[str] = ()) -> LoraFile:
     """Read a LoRA.
 
     Args:
-        path: a file of tensors (safetensors, or a pickle under `weights_only`), or the folder that
-            peft, diffusers or PixArt's trainer saved. peft's `adapter_config.json` is looked for
-            beside the file, and one folder up from `transformer_lora` (the trainer's copy).
+        path: a file of tensors (safetensors, or a pickle under `weights_only`), the folder that
+            peft, diffusers or PixArt's trainer saved, or a run of `gesso train`. peft's
+            `adapter_config.json` is looked for beside the file, and one folder up from
+            `transformer_lora` (the trainer's copy).
         own: names of the network's layers, for networks besides PixArt.
 
     Raises:
@@ -212,6 +214,9 @@ def _named(checkpoint: Checkpoint, parsed: Parsed) -> str:
 def _file(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix in WEIGHT_SUFFIXES else None
+    checkpoint = checkpoint_in(path) if path.is_dir() else None
+    if checkpoint is not None:  # of a training whose adapter was a LoRA
+        path = checkpoint / FOLDER
     found = [path / name for name in WEIGHTS if (path / name).is_file()]
     if found or not path.is_dir():
         return found[0] if found else None
