@@ -75,6 +75,7 @@ def load(
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
     clean: str | None = None,
+    controlnet: str | Path | None = None,
     lora: str | Path | Sequence[str | Path | tuple[str | Path, float]] = (),
 ) -> Pipeline:
     """Load a model into a pipeline.
@@ -98,13 +99,22 @@ def load(
         vae, text_encoder: folder or hub id of the encoders of published weights that come without.
         clean: how captions of published weights are cleaned: "none", "lower" or "alpha"; default:
             as the software does that the files belong to.
+        controlnet: file or folder of a control branch for published PixArt weights, see
+            docs/control.md.
         lora: LoRAs to paint with: paths, "path:weight" or (path, weight); see
             `gesso.pipeline.Pipeline.load_lora`.
 
     Raises:
         GessoError: no such model, or its files are incomplete, truncated or do not fit.
     """
-    source = find_source(path, variant=variant, vae=vae, text_encoder=text_encoder, clean=clean)
+    source = find_source(
+        path,
+        variant=variant,
+        vae=vae,
+        text_encoder=text_encoder,
+        clean=clean,
+        controlnet=controlnet,
+    )
     name = None if dtype is None else str(dtype).removeprefix("torch.")
     if name not in (None, "float32", "bfloat16"):
         raise GessoError(f"The dtype {name} is not supported: use float32 or bfloat16.")

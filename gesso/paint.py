@@ -45,6 +45,7 @@ def paint_to_files(
     vae: str | None = None,
     text_encoder: str | None = None,
     clean: str | None = None,
+    controlnet: str | None = None,
     lora: Sequence[str] = (),
     dtype: str | None = None,
     device: str | None = None,
@@ -68,7 +69,8 @@ def paint_to_files(
         like: a picture that gesso painted; its prompt, seed, contract and model are the defaults,
             and the picture that it was painted over, if that is where it was and as it was.
         pack: a prompt pack to read in place of the text encoder.
-        variant, vae, text_encoder, clean: of published weights, see `gesso.loading.load`.
+        variant, vae, text_encoder, clean, controlnet: of published weights, see
+            `gesso.loading.load`.
         lora: LoRAs, as "path" or "path:weight"; none: those of `like`.
         quiet: no progress bar.
         For the rest see `gesso.pipeline.Pipeline.__call__`; None means the model's contract.
@@ -94,6 +96,7 @@ def paint_to_files(
         "vae": vae,
         "text_encoder": text_encoder,
         "clean": clean,
+        "controlnet": controlnet,
     }
     given = {key: value for key, value in given.items() if value is not None}
     if like is not None:

@@ -241,10 +241,7 @@ NAMES = {
         "img_in.weight",
     ],
     "LTX-Video": ["adaln_single.linear.weight", "patchify_proj.weight"],
-    "a PixArt ControlNet": [
-        "base_model.t_block.1.weight",
-        "controlnet.0.copied_block.attn.qkv.weight",
-    ],
+    "a PixArt ControlNet": ["controlnet.0.copied_block.attn.qkv.weight"],
     "a LoRA or another adapter": ["base_model.model.transformer_blocks.0.attn1.to_q.lora_A.weight"],
     "an autoencoder (give it as --vae)": ["decoder.conv_in.weight", "encoder.conv_in.weight"],
 }

@@ -42,6 +42,9 @@ def paint(
     vae: Vae = None,
     text_encoder: TextEncoder = None,
     clean: Clean = None,
+    controlnet: Annotated[
+        str | None, typer.Option(help="Control branch for published PixArt weights.")
+    ] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="FILE or FILE:WEIGHT; may be given several times.")
     ] = None,
@@ -84,6 +87,7 @@ def paint(
         vae=vae,
         text_encoder=text_encoder,
         clean=clean,
+        controlnet=controlnet,
         lora=lora or (),
         dtype=dtype,
         device=device,

@@ -171,6 +171,11 @@ def _write(network: Network, partial: Path, out: Path, to: str) -> None:
         save_file(tensors, file, metadata=metadata)
         return
     if to == "comfyui":
+        if network.adapter is not None:
+            raise GessoError(
+                f"ComfyUI has no place for the {network.adapter['name']} of {network.where}: "
+                "convert to original or gesso."
+            )
         tensors = {COMFYUI + k: v for k, v in tensors.items()}
     if out.suffix == ".pth":
         torch.save({"state_dict": tensors, METADATA: saved}, partial)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gesso.backbones.pixart import Config
-from gesso.config import module
-from gesso.convert import checkpoint, pixart, variants
+from gesso.config import Spec, module, resolve
+from gesso.convert import checkpoint, controlnet, pixart, variants
 from gesso.convert.checkpoint import Checkpoint
 from gesso.convert.families import name_family
 from gesso.encoders._weights import fingerprint
@@ -37,6 +37,7 @@ class Network:
         fingerprint: over names and sampled values, as the files have them.
         where: the file or folder.
         backbone: name of the architecture.
+        adapter: that stays on it and whose tensors are among them, such as a control branch.
     """
 
     state: dict[str, Tensor]
@@ -48,6 +49,7 @@ class Network:
     fingerprint: str = ""
     notes: list[str] = field(default_factory=list)
     backbone: str = "pixart"
+    adapter: Spec | None = None
 
     def build(self, dtype: torch.dtype | None = None) -> Any:
         """The network with these weights, cast to `dtype` if given; in evaluation mode.
@@ -57,6 +59,9 @@ class Network:
         """
         with WithoutWeights():
             network = module("backbones", self.backbone).build(self.config)
+            if self.adapter is not None:
+                adapter, options = resolve("adapters", self.adapter)
+                adapter.attach(options, network)
         own, kind = network.state_dict(), type(network).__name__
         for problem, keys in (
             ("lacks the tensors", own.keys() - self.state.keys()),
@@ -118,8 +123,8 @@ def recognise(found: Checkpoint) -> pixart.Format:
         GessoError: they are of another model (says of which).
     """
     format = pixart.format_of_file(found.tensors, found.prefix)
-    other = name_family(found.tensors)
-    if format is None or (other and "PixArt" in other):
+    if format is None:
+        other = name_family(found.tensors)
         what = f"is {other}" if other else "has none of a PixArt's tensors"
         raise GessoError(f"{found.where} {what}, not the weights of a PixArt transformer.")
     return format
@@ -136,9 +141,32 @@ def network_of(found: Checkpoint, hints: variants.Hints) -> Network:
         hints = _with_saved(hints, found.metadata[METADATA], found.where)
     positions = found.tensors.get(pixart.POSITIONS)
     convert = pixart.from_diffusers if format == "diffusers" else pixart.from_original
-    state = convert(found.tensors)
+    base, branch = controlnet.split(found.tensors)
+    state = convert(base)
     config, family = variants.identify(state, positions, hints, found.where)
-    return Network(state, config, family, format, found.where, raw=found.tensors, notes=found.notes)
+    return Network(
+        state | branch,
+        config,
+        family,
+        format,
+        found.where,
+        raw=found.tensors,
+        notes=found.notes,
+        adapter=controlnet.adapter_of(branch),
+    )
+
+
+def with_branch(network: Network, path: Path) -> Network:
+    """A PixArt with the control branch of a file or folder in place of any of its own.
+
+    Raises:
+        GessoError: as `gesso.convert.controlnet.read_branch`.
+    """
+    branch = controlnet.read_branch(path)
+    dtype = next(iter(network.state.values())).dtype
+    state = controlnet.split(network.state)[0] | {k: v.to(dtype) for k, v in branch.items()}
+    where = f"{network.where} with {path}"
+    return replace(network, state=state, adapter=controlnet.adapter_of(branch), where=where)
 
 
 def saved_options(network: Network) -> str:

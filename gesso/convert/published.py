@@ -18,7 +18,7 @@ import torch
 from gesso.config import DiffusionConfig, SampleConfig
 from gesso.convert import checkpoint, hub, pixart, published_sd3, variants
 from gesso.convert.checkpoint import WEIGHT_SUFFIXES, read_json
-from gesso.convert.network import Network, read_network, read_pixart
+from gesso.convert.network import Network, read_network, read_pixart, with_branch
 from gesso.convert.published_sd3 import PublishedSD3
 from gesso.model import PARTS, Description, Model
 from gesso.types import GessoError
@@ -44,6 +44,7 @@ class Published:
         vae, text_encoder: folders; None where there is none.
         tokenizer: folder, None where there is none.
         clean: how captions are cleaned (`gesso.encoders.text.t5`); None: the family's default.
+        controlnet: file or folder of a control branch for the transformer, or None.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Published:
     text_encoder: Path | None = None
     tokenizer: Path | None = None
     clean: str | None = None
+    controlnet: Path | None = None
     _description: Description | None = None
 
     def weight_files(self) -> dict[str, list[Path]]:
@@ -78,7 +80,8 @@ class Published:
         Raises:
             GessoError: unreadable, of another family, or not told apart by its tensors.
         """
-        return read_network(self.files, self.hints, dtype)
+        network = read_network(self.files, self.hints, dtype)
+        return network if self.controlnet is None else with_branch(network, self.controlnet)
 
     def load(self, parts: Collection[str] = PARTS, dtype: str = "float32") -> Model:
         """The model.
@@ -133,6 +136,7 @@ class Published:
             image_encoder={"name": "kl", "path": _anywhere(self.vae)},
             text_encoder=text_spec,
             backbone={"name": "pixart", **config.model_dump()},
+            adapter=network.adapter,
             diffusion=DiffusionConfig(),
             sample=self._contract(network, config.base_size * config.patch_size * factor),
         )
@@ -221,6 +225,7 @@ def find(
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
     clean: str | None = None,
+    controlnet: str | Path | None = None,
 ) -> Published | PublishedSD3:
     """The files of published weights, of PixArt or of Stable Diffusion 3.
 
@@ -232,6 +237,7 @@ def find(
         vae, text_encoder: folder or hub id, of a part or of a pipeline that has it; takes the
             place of the source's own.
         clean: none, lower or alpha; default: as the software that the files belong to.
+        controlnet: file or folder of a control branch for a PixArt.
 
     Raises:
         GessoError: nothing there, a pipeline of another family, an incomplete download.
@@ -239,10 +245,12 @@ def find(
     given = (["vae"] if vae else []) + (["text_encoder", "tokenizer"] if text_encoder else [])
     path = hub.resolve(source, parts=[p for p in hub.PARTS if p not in given])
     if published_sd3.recognise(path):
-        if unused := [k for k, v in {"variant": variant, "clean": clean}.items() if v is not None]:
+        of_pixart = {"variant": variant, "clean": clean, "controlnet": controlnet}
+        if unused := [k for k, v in of_pixart.items() if v is not None]:
             raise GessoError(f"{source} is Stable Diffusion 3: leave out {', '.join(unused)}.")
         return published_sd3.find(str(source), path, vae=vae, text_encoder=text_encoder)
     found = Published(str(source), [], clean=clean)
+    found.controlnet = None if controlnet is None else Path(controlnet)
     found.hints.variant = variant
     if path.is_file():
         found.files = [path]

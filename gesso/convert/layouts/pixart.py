@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gesso.backbones.pixart import Config
 from gesso.config import validate
-from gesso.convert import pixart, variants
+from gesso.convert import controlnet, pixart, variants
 from gesso.convert.network import Network, network_of, read_pixart, saved_options
 from gesso.model import Description
 from gesso.types import Cond
@@ -34,7 +34,11 @@ def tensors(network: Network, to: str) -> dict[str, Tensor]:
     """The tensors of a format, "original" or "diffusers"."""
     if to == "diffusers":
         return pixart.to_diffusers(network.state)
-    return pixart.to_original(network.state, network.config)
+    base, branch = controlnet.split(network.state)
+    original = pixart.to_original(base, network.config)
+    if branch:
+        original = {controlnet.BASE + key: value for key, value in original.items()}
+    return original | branch
 
 
 def read(files: list[Path], where: str, transformer: Mapping[str, Any] | None) -> Network:
@@ -47,7 +51,8 @@ def of_gesso(state: dict[str, Tensor], described: Description, where: str) -> Ne
     spec = {k: v for k, v in (described.backbone or {}).items() if k != "name"}
     tokens = (described.text_encoder or {}).get("max_tokens", 0)
     config = validate(Config, spec, where)
-    return Network(state, config, variants.TOKENS.get(tokens), "original", where)
+    family = variants.TOKENS.get(tokens)
+    return Network(state, config, family, "original", where, adapter=described.adapter)
 
 
 def diffusers_config(config: Config) -> dict[str, Any]:
