@@ -242,8 +242,8 @@ def find(
     Raises:
         GessoError: nothing there, a pipeline of another family, an incomplete download.
     """
-    given = (["vae"] if vae else []) + (["text_encoder", "tokenizer"] if text_encoder else [])
-    path = hub.resolve(source, parts=[p for p in hub.PARTS if p not in given])
+    given = ("vae",) * bool(vae) + ("text_encoder", "tokenizer") * bool(text_encoder)
+    path = hub.resolve(source, parts=[p for p in hub.PARTS if not p.startswith(given)])
     if published_sd3.recognise(path):
         of_pixart = {"variant": variant, "clean": clean, "controlnet": controlnet}
         if unused := [k for k, v in of_pixart.items() if v is not None]:
