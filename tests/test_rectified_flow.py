@@ -316,6 +316,19 @@ def test_a_model_learns_with_several_encoders_and_paints_without_words() -> None
     assert (pipe("a red star", **shared).images - zero).abs().max() > 1e-4
 
 
+def test_joined_encoders_get_their_words_from_the_source() -> None:
+    bare = {k: v for k, v in LEARNED.items() if k != "words"}
+    recipe = miniature("sd3").model_copy(
+        update={"text_encoder": {"name": "joined", "encoders": [[bare], [bare | {"width": 8}]]}}
+    )
+    groups = with_vocabulary(recipe).text_encoder["encoders"]
+    assert "circle" in groups[0][0]["words"] and groups[0][0]["words"] == groups[1][0]["words"]
+    assert with_vocabulary(with_vocabulary(recipe)) == with_vocabulary(recipe)
+    broken = recipe.model_copy(update={"text_encoder": {"name": "joined", "encoders": [[{}]]}})
+    with pytest.raises(GessoError, match="lacks 'name'"):
+        with_vocabulary(broken)
+
+
 def test_encoders_that_do_not_go_together_are_refused() -> None:
     short = LEARNED | {"width": 8, "max_tokens": 4}
     with pytest.raises(GessoError, match=r"max_tokens \[6, 4\]"):

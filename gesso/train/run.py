@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gesso.config import Recipe, ValidationConfig
+from gesso.config import Recipe, Spec, ValidationConfig, resolve
 from gesso.controls import condition_of
 from gesso.data.dataset import CachedDataset, PixelDataset
 from gesso.data.encode import EncodeReport, encode
@@ -116,25 +116,35 @@ LISTS = {"learned": "words", "classes": "classes"}
 
 
 def with_vocabulary(recipe: Recipe) -> Recipe:
-    """Fill in the words of a `learned` text encoder, or the names of a `classes` one.
+    """Fill in the words of a `learned` text encoder, or the names of a `classes` one; of several
+    that are joined, of each.
 
     They are those of the model that the training starts from, or else of the source.
 
     Raises:
-        GessoError: the source tells no classes.
+        GessoError: the source tells no classes, or the encoder is none.
     """
     spec = recipe.text_encoder
-    key = None if spec is None else LISTS.get(spec["name"])
-    if spec is None or key is None or key in spec:
-        return recipe
+    filled = None if spec is None else _with_lists(spec, recipe)
+    return recipe if filled == spec else recipe.model_copy(update={"text_encoder": filled})
+
+
+def _with_lists(spec: Spec, recipe: Recipe) -> Spec:
+    groups = getattr(resolve("encoders.text", spec)[1], "encoders", None)
+    if groups is not None:
+        filled = [[_with_lists(part, recipe) for part in group] for group in groups]
+        return {**spec, "encoders": filled}
+    key = LISTS.get(spec["name"])
+    if key is None or key in spec:
+        return spec
     before = text_encoder_of(recipe.init) if recipe.init is not None else None
-    if before is not None and before["name"] == spec["name"]:
-        found = before[key]
-    elif key == "words":
+    parts = [before or {}, *(p for group in (before or {}).get("encoders", []) for p in group)]
+    found = next((part[key] for part in parts if part.get("name") == spec["name"]), None)
+    if found is None and key == "words":
         found = words_of(open_data(recipe.data), split_words)
-    else:
+    elif found is None:
         found = class_names(open_source(recipe.data.source, recipe.data.background))
-    return recipe.model_copy(update={"text_encoder": {**spec, key: found}})
+    return {**spec, key: found}
 
 
 def make_dataset(recipe: Recipe, model: Model, cache: Path, *, quiet: bool = False) -> Dataset:
