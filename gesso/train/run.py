@@ -27,6 +27,7 @@ from gesso.train.loop import train
 from gesso.train.observe import Observer
 from gesso.train.parallel import Group
 from gesso.train.plan.compare import AgainstPlan
+from gesso.train.prior import with_prior
 from gesso.train.report import Painter
 from gesso.train.start import make_model, text_encoder_of
 
@@ -76,6 +77,7 @@ def train_together(
         refuse_existing(run)
     model = make_model(recipe)
     with group.one_first():
+        recipe = with_prior(recipe, run / "prior", quiet)
         dataset = make_dataset(recipe, model, run / "cache", quiet=quiet)
     painter = None
     if model.backbone is not None and recipe.validation.prompts:
