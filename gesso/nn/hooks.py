@@ -49,6 +49,11 @@ def image_tokens(out: Any) -> Tensor:
     return tokens
 
 
+def streams(out: Any) -> tuple[Any, ...]:
+    """All that a block passes on, image tokens first: as many of the next block's arguments."""
+    return out if isinstance(out, tuple) else (out,)
+
+
 def with_image_tokens(out: Any, tokens: Tensor) -> Any:
     """What a block returned, with other image tokens [B, N, D]."""
     return (tokens, *out[1:]) if isinstance(out, tuple) else tokens
