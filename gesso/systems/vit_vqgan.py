@@ -35,6 +35,7 @@ SYSTEM = System(
         "objectives/next_code.py",
         "samplers/autoregressive.py",
         "experiments/codebook.py",
+        "experiments/probe.py",
     ],
     commands=[
         "gesso train vit-vqgan",
@@ -70,6 +71,6 @@ def tiny_vim() -> Recipe:
 
 def claim() -> list[Experiment]:
     """The experiments behind `gesso reproduce vit-vqgan`."""
-    from gesso.experiments import codebook
+    from gesso.experiments import codebook, probe
 
-    return [codebook.experiment()]
+    return [codebook.experiment(), probe.experiment()]
