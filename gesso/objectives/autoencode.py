@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from gesso import config
 from gesso.draws import Draws
+from gesso.nn.frozen import refuse_frozen
 from gesso.types import Batch, GessoError, LossOut, Phase
 
 if TYPE_CHECKING:
@@ -54,10 +55,7 @@ class Autoencode:
                 "Objective 'autoencode' trains KL autoencoders that track their latent statistics: "
                 "set image_encoder to {name: tiny, weights: null}."
             )
-        if not any(p.requires_grad for p in encoder.parameters()):
-            raise GessoError(
-                "The image encoder of this recipe is frozen: set image_encoder.weights to null."
-            )
+        refuse_frozen(encoder)
         self.options = options
         self.encoder = encoder
         self.roles: dict[str, nn.Module] = {"image_encoder": encoder}

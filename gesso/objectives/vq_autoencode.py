@@ -23,7 +23,7 @@ from gesso.draws import Draws
 from gesso.nn.codebook import usage
 from gesso.nn.discriminator import Discriminator, discriminator_loss
 from gesso.nn.features import Features
-from gesso.nn.frozen import frozen
+from gesso.nn.frozen import frozen, refuse_frozen
 from gesso.nn.likelihood import logit_laplace_nll
 from gesso.nn.psnr import psnr
 from gesso.types import Batch, GessoError, LossOut, Phase
@@ -36,8 +36,8 @@ class Config(config.Config):
     """Options of the tokenizer objective: the paper's weights.
 
     Attributes:
-        l2, laplace, perceptual, adversarial: weights; 0 leaves a term and its network out. The
-            Laplace term needs an encoder with `logit_laplace`.
+        l2, laplace, perceptual, adversarial: weights; 0 leaves a term and its network out. Squared
+            errors are of pixels in [-1, 1]; the Laplace term needs an encoder's `logit_laplace`.
         r1: weight of the discriminator's gradient penalty.
         features: the perceptual network: a transformers vision model's hub id or folder.
         size: side of the pictures, for the discriminator.
@@ -102,13 +102,11 @@ class VQAutoencode:
             y = self.encoder.decode(found.value).float()
         terms["l2"] = options.l2, F.mse_loss(y, x)
         if self.features is not None:
-            terms["perceptual"] = options.perceptual, self.features.distance(x, y)
+            terms["perceptual"] = options.perceptual, self.features.to(x.device).distance(x, y)
         if self.discriminator is not None:
             with frozen(self.discriminator):
-                terms["adversarial"] = (
-                    options.adversarial,
-                    F.softplus(-self.discriminator(y)).mean(),
-                )
+                fooled = F.softplus(-self.discriminator(y)).mean()
+            terms["adversarial"] = options.adversarial, fooled
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         share, perplexity = usage(found.codes, self.encoder.vocabulary)
         metrics: dict[str, float | Tensor] = {k: v.detach() for k, (_, v) in terms.items()}
@@ -129,12 +127,9 @@ class VQAutoencode:
         if not errors:
             return {}
         share, perplexity = usage(torch.cat(codes), self.encoder.vocabulary)
-        return {
-            "loss": float(torch.cat(errors).mean()),
-            "psnr": float(torch.cat(decibel).mean()),
-            "usage": share,
-            "perplexity": perplexity,
-        }
+        means = (float(torch.cat(v).mean()) for v in (errors, decibel))
+        names = ("loss", "psnr", "usage", "perplexity")
+        return dict(zip(names, (*means, share, perplexity), strict=True))
 
 
 def build(options: Config, model: Model) -> VQAutoencode:
@@ -149,8 +144,5 @@ def build(options: Config, model: Model) -> VQAutoencode:
             "Objective 'vq_autoencode' trains image encoders with a codebook: set image_encoder to"
             " {name: vit_vqgan} or {name: multiscale_vq}."
         )
-    if not any(p.requires_grad for p in encoder.parameters()):
-        raise GessoError(
-            "The image encoder of this recipe is frozen: set image_encoder.weights to null."
-        )
+    refuse_frozen(encoder)
     return VQAutoencode(options, encoder)
