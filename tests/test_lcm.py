@@ -83,6 +83,29 @@ def test_loss_by_hand(diffusion: dict[str, str]) -> None:
     torch.testing.assert_close(out.loss.detach(), total, atol=1e-5, rtol=1e-4)
 
 
+def test_the_grid_follows_the_size_of_the_picture() -> None:
+    seen = []
+    for shift in (
+        {"shift": 3.0},
+        {"shift": 3.0, "shift_base": 4},
+        {"shift": 1.5, "shift_base": 2},
+    ):
+        made, model = objective({**FLOW, **shift}, steps=2)
+        made.teacher = Denoiser(
+            lambda x, time, cond: seen.append(time) or _zero(x), model.path, "flow"
+        )
+        batch = Random().batch(0, 3, 0)  # of 4 x 4 px
+        made.loss("distill", batch, Draws("cpu", 1))
+    times = [sorted(set(t.tolist())) for t in seen]
+    assert times[0] == times[1] == times[2] and times[0][0] == 750  # 3 / 2 / (1 + 2 / 2) of 1000
+
+
+def _zero(x: Any) -> Any:
+    from gesso.types import Prediction
+
+    return Prediction(torch.zeros_like(x))
+
+
 def test_only_the_student_learns_and_the_target_follows() -> None:
     made, model = objective(ema=0.75)
     before = copy.deepcopy(made.roles["target"])
@@ -164,8 +187,8 @@ def test_both_branches_of_a_batch() -> None:
     for null in ("empty", "learned"):
         captions = Captions(model.text_encoder, model.backbone, null)
         both = captions.both(batch.cond)
-        everywhere = torch.ones(3, dtype=torch.bool)
-        apart = Cond.cat([captions.encode(batch.cond), captions.dropped(batch.cond, everywhere)])
+        without = captions.dropped(batch.cond, 1.0, Draws("cpu", 1))
+        apart = Cond.cat([captions.encode(batch.cond), without])
         assert both.tokens is not None and apart.tokens is not None
         torch.testing.assert_close(both.tokens, apart.tokens)
         assert both.mask is not None and torch.equal(both.mask, apart.mask)

@@ -9,7 +9,7 @@ PixArt-δ has it, arXiv:2401.05252, with a fixed guidance scale that the student
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ from gesso import config
 from gesso.conditions import Captions
 from gesso.diffusion.consistency import boundary, grid
 from gesso.diffusion.denoiser import Denoiser
+from gesso.diffusion.paths import make_path
 from gesso.diffusion.predictions import like
 from gesso.draws import Draws
 from gesso.types import Batch, Cond, GessoError, LossOut, Phase
@@ -38,14 +39,14 @@ class Config(config.Config):
         guidance_scale: of the teacher, 1 is none. PixArt-δ's w = 4.5 is 5.5 here.
         ema: of the target.
         huber: c of sqrt(d^2 + c^2) - c.
-        null: the teacher's unconditional branch.
+        null: the teacher's unconditional branch, see `gesso.config.Null`.
     """
 
     steps: int = Field(default=50, ge=2)
     guidance_scale: float = Field(default=5.5, ge=0)
     ema: float = Field(default=0.95, ge=0, lt=1)
     huber: float = Field(default=1e-3, gt=0)
-    null: Literal["empty", "learned"] = "empty"
+    null: config.Null = "empty"
 
 
 class LCM:
@@ -58,7 +59,8 @@ class LCM:
         self.options = options
         self.student = model.denoiser()
         self.path = self.student.path
-        self.grid = grid(self.path, options.steps).float()
+        self.diffusion, self.factor = model.diffusion, model.image_encoder.factor
+        grid(self.path, options.steps)  # refuses what cannot be distilled
         self.target, target = self.student.copied(learns=False)
         self.teacher, teacher = self.student.copied(learns=False)
         self.captions = Captions(model.text_encoder, teacher, options.null)
@@ -84,8 +86,9 @@ class LCM:
         assert batch.latents is not None
         x0, options = batch.latents.float(), self.options
         index = generator.randint(options.steps, len(x0)).to(x0.device)  # [B], from the clean end
-        grid = self.grid.to(x0.device)
-        t, s = grid[index + 1], grid[index]  # [B] each
+        path = make_path(self.diffusion, x0[0, 0].numel() * self.factor**2)
+        times = grid(path, options.steps).float().to(x0.device)  # [N + 1]
+        t, s = times[index + 1], times[index]  # [B] each
         noise = generator.randn(*x0.shape).to(x0.device)
         x = self.student.noised(x0, noise, t)
         with torch.no_grad():
