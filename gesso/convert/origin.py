@@ -11,7 +11,7 @@ from torch import Tensor
 from gesso.config import Spec
 from gesso.convert.checkpoint import WEIGHT_SUFFIXES
 from gesso.convert.dit import read_dit
-from gesso.model import WEIGHTS, read_description, read_tensors
+from gesso.model import WEIGHTS, Description, read_description, read_tensors
 
 # Options that decide shapes or the meaning of tensors, in the order in which they are compared.
 SHAPING = (
@@ -30,6 +30,7 @@ class Origin:
         tensors: `part.tensor` -> weights, as in `model.safetensors`.
         text_encoder: its name and options, or None.
         adapter: that stays on the backbone, likewise.
+        description: all that its `gesso.json` says; None for a DiT's file.
     """
 
     where: str
@@ -37,6 +38,7 @@ class Origin:
     tensors: dict[str, Tensor]
     text_encoder: Spec | None = None
     adapter: Spec | None = None
+    description: Description | None = None
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors of one part, without its name in front."""
@@ -56,7 +58,12 @@ def read_origin(found: Path) -> Origin:
     described = read_description(found)
     tensors = read_tensors(found / WEIGHTS)
     return Origin(
-        str(found), described.backbone, tensors, described.text_encoder, described.adapter
+        str(found),
+        described.backbone,
+        tensors,
+        described.text_encoder,
+        described.adapter,
+        described,
     )
 
 

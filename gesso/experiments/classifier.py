@@ -1,8 +1,8 @@
 """What pictures of scenes look like to a network: features for Fréchet distances.
 
-A small classifier is trained on real pictures of scenes alone, to name the coloured shapes that they
-show. Its features are a judge of its own beside the reader, which tells what is shown and not how
-cleanly: blurred or half-coloured shapes that still read correctly move the features.
+A small classifier is trained on real pictures of scenes alone, to name the coloured shapes that
+they show. Its features are a judge of its own beside the reader, which tells what is shown and not
+how cleanly: blurred or half-coloured shapes that still read correctly move the features.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from gesso.experiments.design import Arm, Claim, Experiment, Job, Numbers
 from gesso.experiments.distilled import METRICS, PICTURES, judge
 from gesso.loading import load
 
-STEPS, BATCH = 360, 16
+STEPS, BATCH = 400, 16
 TEACHER = "scenes"
 KL = ["objective.divergence=kl"]
 ONE = {"sampler": "euler", "num_inference_steps": 1}

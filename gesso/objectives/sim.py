@@ -23,6 +23,7 @@ from gesso import config
 from gesso.conditions import Captions
 from gesso.diffusion import timesteps
 from gesso.diffusion.noise import start_scale
+from gesso.diffusion.predictions import like
 from gesso.draws import Draws
 from gesso.nn.frozen import frozen
 from gesso.types import Batch, Cond, GessoError, LossOut, Phase
@@ -95,7 +96,9 @@ class SIM:
             generator: draws the generator's noise, times and the noise on what it makes.
 
         Returns:
-            The loss; for "generate" with the metric `gap`, the root mean square of D_q - D_f.
+            The loss; for "generate" with the metric `gap`, the root mean square of D_q - D_f. Its
+            value is w times the distance of the scores (for kl, |u|^2 / 2): L is signed and tells
+            nothing.
         """
         assert batch.latents is not None
         shape = batch.latents.shape
@@ -130,17 +133,20 @@ class SIM:
                 real = self.teacher.guided(x, t, both, options.guidance_scale).x0
             fake = self.fake.bind(cond)(x, t).x0
             u = real - fake  # [B, C, h, w]
-        gap = u.detach().square().mean().sqrt()
-        if options.divergence == "score":
-            loss = (u * (fake - x0)).flatten(1).sum(1)  # [B]
-            if options.huber is not None:
-                square, c = u.square().flatten(1).sum(1), options.huber * u[0].numel() ** 0.5
-                loss = loss / (square + c**2).sqrt()
+        square = u.detach().square().flatten(1).sum(1)  # [B]
+        if options.divergence == "kl":
+            way, value = -u * x0, square / 2
+        elif options.huber is None:
+            way, value = u * (fake - x0), square
         else:
-            loss = -(u * x0).flatten(1).sum(1)  # [B]
+            c = options.huber * u[0].numel() ** 0.5
+            root = (u.square().flatten(1).sum(1) + c**2).sqrt()
+            way, value = u * (fake - x0) / like(root, u), root.detach() - c
+        loss = way.flatten(1).sum(1)
+        loss = loss - loss.detach() + value  # its gradient, and the distance to look at
         if options.weight == "residual":
             loss = loss / (x0 - real).detach().abs().flatten(1).mean(1).clamp_min(1e-6)
-        return LossOut(loss.mean(), {"gap": gap})
+        return LossOut(loss.mean(), {"gap": u.detach().square().mean().sqrt()})
 
 
 def start_of(contract: config.SampleConfig) -> float:

@@ -46,6 +46,6 @@ def tiny() -> Recipe:
 
 def claim() -> list[Experiment]:
     """The experiments behind `gesso reproduce sim`."""
-    from gesso.experiments import sim
+    from gesso.experiments import mixture, sim
 
-    return [sim.experiment()]
+    return [mixture.experiment(), sim.experiment()]

@@ -12,6 +12,7 @@ from gesso.convert.checkpoint import WEIGHT_SUFFIXES
 from gesso.convert.origin import Origin, first_difference, read_origin
 from gesso.loading import find
 from gesso.model import Model, read_description
+from gesso.train.teacher import refuse_teacher
 from gesso.types import GessoError
 
 
@@ -19,12 +20,13 @@ def make_model(recipe: Recipe) -> Model:
     """The model that a recipe starts from, with `train.learns` applied.
 
     Raises:
-        GessoError: there is no such model, it does not fit (says which option or tensor), or
-            `train.learns` names no parameter.
+        GessoError: there is no such model, it does not fit (says which option or tensor), it
+            cannot teach what distils it, or `train.learns` names no parameter.
     """
     model = Model.from_recipe(recipe)
-    if recipe.init is not None:
-        origin = origin_of(recipe.init)
+    origin = None if recipe.init is None else origin_of(recipe.init)
+    refuse_teacher(recipe, model, origin)
+    if origin is not None:
         if origin.adapter is not None:  # the same one learns on
             _refuse_other_adapter(origin, recipe)
             adapt(model, recipe)
