@@ -14,8 +14,10 @@ from gesso.evals.benchmarks.scenes_long import assign
 from gesso.evals.benchmarks.t2i_compbench import BENCHMARK as CompBench
 from gesso.evals.clauses import iou, select
 from gesso.evals.compbench import (
+    DEEP,
     SCORER_2023,
     SCORER_2024,
+    depth_score,
     noun_chunks,
     numeracy_score,
     parse_counts,
@@ -27,7 +29,7 @@ from gesso.evals.graph import Node, ask_freely, grade
 from gesso.evals.skills import judge_skill
 from gesso.evals.spelling import compare
 from gesso.evals.stats import point, tabulate
-from gesso.evals.types import Answer, Detection, Match, MatchText, Picture, Prompt, Question
+from gesso.evals.types import Answer, Depth, Detection, Match, MatchText, Picture, Prompt, Question
 from gesso.types import GessoError
 
 
@@ -264,6 +266,42 @@ def test_compbench_spatial_adds_confidences_and_cuts_below_one_half():
     assert spatial_score([dog(0.5), pair[1]], "dog", "cat", "on the left of") == 0
 
 
+def test_compbench_depth_counts_overlap_where_the_order_is_right():
+    a = dog(0.8, (0.0, 0.0, 10.0, 10.0))
+    third = dog(0.6, (5.0, 0.0, 15.0, 10.0), "cat")  # IoU 50 / 150
+    most = dog(0.6, (2.0, 0.0, 12.0, 10.0), "cat")  # IoU 80 / 120
+    apart = dog(0.6, (20.0, 0.0, 30.0, 10.0), "cat")
+    seen = 0.25 * 0.8 + 0.25 * 0.6
+    assert depth_score(a, third, "in front of", (0.9, 0.2)) == pytest.approx(seen + 0.5 * 2 / 3)
+    assert depth_score(a, most, "in front of", (0.9, 0.2)) == pytest.approx(seen + 0.5)
+    assert depth_score(a, most, "in front of", (0.2, 0.9)) == pytest.approx(seen)
+    assert depth_score(a, most, "in front of", (0.5, 0.5)) == pytest.approx(seen)
+    assert depth_score(a, apart, "in front of", (0.9, 0.2)) == pytest.approx(seen)
+    for relation in ("behind", "hidden by"):
+        assert depth_score(a, most, relation, (0.2, 0.9)) == pytest.approx(seen + 0.5)
+        assert depth_score(a, most, relation, (0.9, 0.2)) == pytest.approx(seen)
+    # One object alone keeps its share: there is no cut at one half.
+    assert depth_score(a, None, "behind", ()) == pytest.approx(0.2)
+    assert depth_score(None, None, "behind", ()) == 0
+
+
+def test_compbench_asks_for_depth_inside_the_boxes_of_both_objects():
+    prompt = Prompt("0", "", {"relation": ["dog", "behind", "cat"]}, ("3d_spatial",))
+    found = [dog(0.8, (0.0, 0.0, 10.0, 10.0)), dog(0.6, (2.0, 0.0, 12.0, 10.0), "cat")]
+    boxes = {d.box: i for i, d in enumerate(found)}
+
+    def reply(ask):
+        if isinstance(ask, Depth):
+            return [[0.1, 0.7][boxes[box]] for box in ask.boxes]
+        return found
+
+    verdict, _ = drive(CompBench().judge(prompt, [GREY]), reply)
+    assert verdict.score == pytest.approx(0.85) and verdict.parts == {"3d_spatial": [0.85]}
+    verdict, asks = drive(CompBench().judge(prompt, [GREY]), lambda ask: found[:1])
+    assert verdict.score == pytest.approx(0.2)
+    assert not any(isinstance(ask, Depth) for ask in asks)  # nothing to compare
+
+
 def test_compbench_numeracy_is_half_presence_and_half_count():
     dogs = [dog(0.9, (i * 20.0, 0.0, i * 20.0 + 10, 10.0)) for i in range(2)]
     assert numeracy_score(dogs, [("dog", 2)]) == 1
@@ -277,6 +315,8 @@ def test_compbench_numeracy_is_half_presence_and_half_count():
 
 def test_compbench_reads_its_prompts():
     assert parse_relation("a girl on the top of a frog") == ("person", "on the top of", "frog")
+    assert parse_relation("a chair hidden by a mouse", tuple(DEEP)) == (
+        "chair", "hidden by", "mouse")  # fmt: skip
     with pytest.raises(GessoError, match="names no relation"):
         parse_relation("a frog")
     names = {"cat": "cat", "cats": "cat", "wine glasses": "wine glass", "dog": "dog"}

@@ -55,6 +55,17 @@ def test_the_published_prompts_are_read(files, name, count, categories):
     assert {key: found[key] for key in categories} == categories
 
 
+def test_relations_in_depth_are_asked_about_where_a_judge_tells_depth(files):
+    benchmark = open_benchmark("t2i_compbench")
+    benchmark.abilities = frozenset({"depth"})
+    prompts = benchmark.prompts(Options(prompts=files))
+    deep = [p for p in prompts if p.tags == ("3d_spatial",)]
+    assert len(prompts) == 2400 and len(deep) == 300
+    assert deep[0].meta == {"relation": ("dog", "in front of", "desk")}
+    assert Counter(p.meta["relation"][1] for p in deep).keys() == {
+        "in front of", "behind", "hidden by"}  # fmt: skip
+
+
 def test_questions_of_dsg_and_oneig_are_all_there(files):
     dsg = open_benchmark("dsg").prompts(Options(prompts=files))
     questions = [q for p in dsg for q in p.meta["questions"]]

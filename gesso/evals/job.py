@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from gesso.config import module
 from gesso.evals.fingerprint import fingerprint, versions
-from gesso.evals.judging import Asker, check_abilities, open_judge
+from gesso.evals.judging import Asker, abilities_of_specs, check_abilities, open_judge
 from gesso.evals.painting import Painter, Settings, Wanted, open_painter, paint_missing
 from gesso.evals.pictures import find_pictures
 from gesso.evals.prompt_files import file_id
@@ -193,15 +193,13 @@ def _prepare(request: Request, rank: int) -> tuple[Setting, list[Subject]]:
 
 
 def _setting(request: Request, benchmark: Benchmark, options: Options) -> Setting:
+    specs = request.judges or benchmark.default_judges(options)
+    benchmark.abilities = abilities_of_specs(specs)
     everything = benchmark.prompts(options)
     if not everything:
         raise GessoError(f"{benchmark.title} has no prompts: its prompt file is empty.")
-    judges = [
-        open_judge(spec, request.settings.device)
-        for spec in request.judges or benchmark.default_judges(options)
-    ]
+    judges = [open_judge(spec, request.settings.device) for spec in specs]
     check_abilities(judges, benchmark.needs, benchmark.title)
-    benchmark.abilities = frozenset(a for judge in judges for a in judge.abilities)
     prompts = spread(everything, options.limit)
     return Setting(benchmark, options, everything, prompts, request.n or benchmark.n, judges)
 

@@ -19,6 +19,7 @@ from gesso.evals.types import (
     ABILITIES,
     Answer,
     Ask,
+    Depth,
     Detect,
     Detection,
     Embed,
@@ -31,6 +32,7 @@ from gesso.evals.types import (
     Rating,
     Read,
     Reply,
+    Style,
     Verdict,
 )
 from gesso.types import GessoError
@@ -85,6 +87,12 @@ def abilities_of(name: str) -> tuple[str, ...]:
 def judges_with(ability: str) -> list[str]:
     """Names of the judges that have an ability."""
     return [n.replace("_", "-") for n in modules(KIND) if ability in abilities_of(n)]
+
+
+def abilities_of_specs(specs: Iterable[str]) -> frozenset[str]:
+    """What judges can do between them, before any is loaded; an unknown one can do nothing."""
+    names = {str(parse_spec(spec)["name"]).replace("-", "_") for spec in specs}
+    return frozenset(a for name in names & set(modules(KIND)) for a in abilities_of(name))
 
 
 def check_abilities(judges: Sequence[Judge], needs: Iterable[str], benchmark: str) -> None:
@@ -230,6 +238,10 @@ def _call(judge: Judge, asks: list[Any]) -> Sequence[Reply]:
         return judge.similarity(images, [a.texts for a in asks])
     if isinstance(first, Rate):
         return judge.rate(images, [a.criterion for a in asks], first.low, first.high)
+    if isinstance(first, Style):
+        return judge.style(images)
+    if isinstance(first, Depth):
+        return judge.depth(images, [a.boxes for a in asks])
     if isinstance(first, Embed):
         return list(judge.embed(images))
     assert isinstance(first, Read)

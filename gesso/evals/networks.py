@@ -124,9 +124,9 @@ class Network:
 
 def _told(processor: Any) -> tuple[Any, ...]:
     """What a processor does: its picture options and its vocabulary."""
-    images = getattr(processor, "image_processor", None)
+    images = getattr(processor, "image_processor", processor)
     tokenizer = getattr(processor, "tokenizer", processor)
-    options = sorted(images.to_dict().items()) if images is not None else []
+    options = sorted(images.to_dict().items()) if hasattr(images, "to_dict") else []
     words = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
     return fingerprint(options), fingerprint(sorted(words.items()))
 

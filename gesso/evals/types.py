@@ -236,6 +236,24 @@ class Embed:
 
 
 @dataclass(frozen=True, slots=True)
+class Style:
+    """-> [E, D] float32, the style as each of E encoders sees it, of length one. Needs "style"."""
+
+    picture: Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """-> list[float], how near each box's inside is, in [0, 1]. Needs the ability "depth".
+
+    0 is the farthest place of the picture and 1 the nearest; a box has the mean of its pixels.
+    """
+
+    picture: Picture
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MatchText:
     """-> list[float], cosine of the text with each candidate. Needs "text_similarity"."""
 
@@ -243,7 +261,7 @@ class MatchText:
     candidates: tuple[str, ...]
 
 
-Ask = Detect | Question | Match | Read | Rate | Embed | MatchText
+Ask = Detect | Question | Match | Read | Rate | Embed | Style | Depth | MatchText
 Reply = list[Detection] | Answer | list[float] | str | Rating | np.ndarray
 
 ABILITIES: dict[type, str] = {
@@ -253,6 +271,8 @@ ABILITIES: dict[type, str] = {
     Read: "read",
     Rate: "rate",
     Embed: "embed",
+    Style: "style",
+    Depth: "depth",
     MatchText: "text_similarity",
 }
 """Which of a judge's methods answers an ask."""
@@ -332,6 +352,14 @@ class Judge:
 
     def score(self, images: Sequence[Image], texts: Sequence[str]) -> list[float]:
         """A learned score of each picture and its prompt: for metrics, never asked."""
+        raise NotImplementedError
+
+    def style(self, images: Sequence[Image]) -> list[np.ndarray]:
+        """[E, D] float32 of each picture, see `Style`."""
+        raise NotImplementedError
+
+    def depth(self, images: Sequence[Image], boxes: Sequence[tuple[Box, ...]]) -> list[list[float]]:
+        """How near the inside of each of `boxes[i]` is in `images[i]`, see `Depth`."""
         raise NotImplementedError
 
     def text_similarity(
@@ -429,7 +457,7 @@ class Benchmark(ABC):
         judge_asked: the published judge, in words; "" if it has none.
         judges: specs of the judges that are taken when none is named.
         needs: abilities that judges must have between them; "rate|answer": either will do.
-        abilities: those that the judges have, set before `judge` is called.
+        abilities: those that the judges have, set before `prompts` and `judge` are called.
         n: pictures a prompt, as published.
         scale: what a score of one is printed as: 1 or 100.
         lower_is_better: of the overall score.

@@ -1,7 +1,7 @@
-"""OneIG-Bench in English: alignment, text, reasoning and diversity (style is not measured).
+"""OneIG-Bench in English: alignment, text, reasoning, style and diversity.
 
 Each dimension is judged if a judge has the ability for it: alignment "answer", text "read",
-reasoning "similarity", diversity "embed".
+reasoning "similarity", style "style", diversity "embed".
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from gesso.evals.types import (
     Prompt,
     Published,
     Read,
+    Style,
     Verdict,
 )
 from gesso.types import GessoError
@@ -37,19 +38,23 @@ from gesso.types import GessoError
 GRAPHS = {"Anime_Stylization": "anime", "Portrait": "human", "General_Object": "object"}
 MOST_EDITS = 100  # ED is cut here; 50 for Chinese
 TEXT_PARTS = ("edits", "complete", "words found", "words wanted")
-DIMENSIONS = ("alignment", "text", "reasoning", "diversity")
+DIMENSIONS = ("alignment", "text", "reasoning", "style", "diversity")
+ENCODERS = ("CSD_embed.pt", "SE_embed.pt")  # references of a style, of each encoder
 
 
 class OneIG(Benchmark):
     title = "OneIG-Bench (English)"
-    source = "Chang et al., arXiv 2506.07977, without style"
-    judge_asked = "Qwen2.5-VL-7B (alignment, text), LLM2CLIP (reasoning), DreamSim (diversity)"
+    source = "Chang et al., arXiv 2506.07977"
+    judge_asked = (
+        "Qwen2.5-VL-7B (alignment, text), LLM2CLIP (reasoning), CSD and its own encoder (style), "
+        "DreamSim (diversity)"
+    )
     judges = (
         "hf-vqa:Salesforce/blip-vqa-capfilt-large",
         "ocr",
         "clip:openai/clip-vit-base-patch32",
     )
-    needs = ("answer|read|similarity|embed",)
+    needs = ("answer|read|similarity|style|embed",)
     together = True
     table: ClassVar[str] = "OneIG-Bench.csv"
     column: ClassVar[str] = "prompt_en"
@@ -57,7 +62,7 @@ class OneIG(Benchmark):
     suffix: ClassVar[str] = ""
     most_edits: ClassVar[int] = MOST_EDITS
     published: ClassVar[tuple[Published, ...]] = tuple(
-        Published(model, {"overall": score}, "its five judges, with style", "the paper")
+        Published(model, {"overall": score}, "its five judges", "the paper")
         for model, score in (
             ("SD1.5", 0.319),
             ("SDXL", 0.316),
@@ -85,6 +90,7 @@ class OneIG(Benchmark):
             )
         }
         answers = read_json(scripts / "reasoning" / f"gt_answer{self.suffix}.json")
+        styles = self._styles(scripts / "style") if "style" in self.abilities else {}
         prompts = []
         for row in read_csv(file, ["category", "id", self.column]):
             category, key = row["category"], row["id"]
@@ -93,12 +99,41 @@ class OneIG(Benchmark):
                 meta["questions"] = _questions(graphs[category][key], file)
             if category == "Text_Rendering" and key in texts:
                 meta["text"] = texts[key]
+            if category == "Anime_Stylization" and key in styles:
+                meta["style"] = styles[key]
             if category == "Knowledge_Reasoning" and key in answers:
                 meta["answer"] = answers[key]
             prompts.append(
                 Prompt(file_id(f"{category}-{key}"), row[self.column], meta, (category,))
             )
         return prompts
+
+    def _styles(self, folder: Path) -> dict[str, str]:
+        """Prompt's id -> style; the references are kept for judging.
+
+        Raises:
+            GessoError: the files are not there, or lack a style.
+        """
+        from torch.nn import functional as F
+
+        from gesso.evals.networks import read_tensors
+
+        self._references = [
+            {
+                name: F.normalize(value.float(), dim=-1).numpy()  # [K, D]
+                for name, value in read_tensors(folder / file, "OneIG's style", file).items()
+            }
+            for file in ENCODERS
+        ]
+        styles = {
+            row["id"]: row["class"].lower().replace(" ", "_")
+            for row in read_csv(folder / "style.csv", ["id", "class"])
+            if row["class"].strip()
+        }
+        for file, table in zip(ENCODERS, self._references, strict=True):
+            if lacking := sorted(set(styles.values()) - set(table)):
+                raise GessoError(f"{folder / file} has no reference of the style {lacking[0]!r}.")
+        return styles
 
     def judge(self, prompt: Prompt, pictures: Sequence[Picture]) -> Judging:
         result = Verdict(None, asked=0)
@@ -127,6 +162,12 @@ class OneIG(Benchmark):
             scores["reasoning"] = float(np.mean(rows))
             result.parts["reasoning"] = [scores["reasoning"]]
             result.asked += len(pictures)
+        if "style" in prompt.meta:
+            told = yield [Style(picture) for picture in pictures]
+            references = [table[prompt.meta["style"]] for table in self._references]
+            scores["style"] = float(np.mean([style_score(one, references) for one in told]))
+            result.parts["style"] = [scores["style"]]
+            result.asked += len(pictures)
         if len(pictures) > 1 and "embed" in self.abilities:
             features = yield [Embed(picture) for picture in pictures]
             scores["diversity"] = float(np.mean([1 - a @ b for a, b in combinations(features, 2)]))
@@ -149,6 +190,19 @@ class OneIG(Benchmark):
             parts["text"] = 1 - lost * (1 - complete) * (1 - found / wanted)
         judged = [parts[name] for name in DIMENSIONS if name in parts]
         return np.mean(judged, axis=0) if judged else mean
+
+
+def style_score(told: np.ndarray, references: Sequence[np.ndarray]) -> float:
+    """The likest reference counts, never below 0; the mean over the encoders.
+
+    Args:
+        told: [E, D], a picture's style as each encoder sees it.
+        references: [K, D] of each encoder.
+    """
+    likest = [
+        max(0.0, float((some @ row).max())) for row, some in zip(told, references, strict=True)
+    ]
+    return sum(likest) / len(likest)
 
 
 def _questions(entry: dict[str, Any], file: Path) -> list[dict[str, Any]]:

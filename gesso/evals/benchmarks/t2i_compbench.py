@@ -1,4 +1,6 @@
-"""T2I-CompBench, with the scorer of 2024: seven categories of 300 prompts, ten pictures each.
+"""T2I-CompBench, with the scorer of 2024: eight categories of 300 prompts, ten pictures each.
+
+Relations in depth ("3d_spatial") are asked about where a judge tells depth.
 
 The scorer of 2023 is `t2i-compbench-2023`.
 """
@@ -12,10 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gesso.evals.compbench import (
+    DEEP,
     SCORER_2024,
     SYNONYMS,
     Generation,
     binding,
+    depth_score,
+    most_confident,
     numeracy_score,
     parse_counts,
     parse_relation,
@@ -26,6 +31,7 @@ from gesso.evals.prompt_files import locate, read_lines
 from gesso.evals.types import (
     Ask,
     Benchmark,
+    Depth,
     Judging,
     Means,
     Options,
@@ -39,6 +45,7 @@ from gesso.evals.types import (
 
 ATTRIBUTES = ("color", "shape", "texture")
 CATEGORIES = (*ATTRIBUTES, "spatial", "numeracy", "non_spatial", "complex")
+DEPTH = "3d_spatial"
 NEW = ".813 .589 .733 .320"
 
 
@@ -51,16 +58,18 @@ def published(model: str, scores: str, judge: str) -> Published:
 class T2ICompBench(Benchmark):
     title = "T2I-CompBench, scorer of 2024"
     source = "Huang et al., arXiv 2307.06350, scorer as released in 2024"
-    judge_asked = "BLIP-VQA, UniDet (RS200) and CLIP ViT-B/32"
-    judges = (
+    judge_asked = "BLIP-VQA, UniDet (RS200), DPT-Hybrid (MiDaS) and CLIP ViT-B/32"
+    judges: ClassVar[tuple[str, ...]] = (
         "hf-vqa:Salesforce/blip-vqa-capfilt-large",
         "hf-detector:IDEA-Research/grounding-dino-tiny",
         "clip:openai/clip-vit-base-patch32",
+        "hf-depth:Intel/dpt-hybrid-midas",
     )
     needs = ("answer", "detect", "similarity")
     n = 10
     published: ClassVar[tuple[Published, ...]] = (published("SD3-M", NEW, "scorer of 2024"),)
     generation: ClassVar[Generation] = SCORER_2024
+    categories: ClassVar[tuple[str, ...]] = (*CATEGORIES, DEPTH)
 
     def prompts(self, options: Options) -> list[Prompt]:
         """`color_val.txt`, `shape_val.txt`, ...: a prompt a line; and `new_objects.txt`."""
@@ -68,7 +77,9 @@ class T2ICompBench(Benchmark):
         first = locate(options.prompts, "t2i_compbench", ["color_val.txt"], get)
         folder = first.parent
         prompts = []
-        for category in CATEGORIES:
+        for category in self.categories:
+            if category == DEPTH and "depth" not in self.abilities:
+                continue
             file = locate(folder, "t2i_compbench", [f"{category}_val.txt"], get)
             for i, text in enumerate(read_lines(file)):
                 meta = self._meta(category, text, folder, get)
@@ -78,6 +89,8 @@ class T2ICompBench(Benchmark):
     def _meta(self, category: str, text: str, folder: Path, get: str) -> dict[str, Any]:
         if category == "spatial":
             return {"relation": parse_relation(text)}
+        if category == DEPTH:
+            return {"relation": parse_relation(text, tuple(DEEP))}
         if category == "numeracy":
             if not hasattr(self, "_singular"):
                 self._singular = _objects(locate(folder, "t2i_compbench", ["new_objects.txt"], get))
@@ -90,6 +103,8 @@ class T2ICompBench(Benchmark):
             verdict = yield from binding(picture, prompt.text, self.generation)
         elif category == "spatial":
             verdict = yield from _spatial(picture, tuple(prompt.meta["relation"]))
+        elif category == DEPTH:
+            verdict = yield from _deep(picture, tuple(prompt.meta["relation"]))
         elif category == "numeracy":
             counts = [(name, count) for name, count in prompt.meta["counts"]]
             classes = tuple(dict.fromkeys(SYNONYMS.get(name, name) for name, _ in counts))
@@ -132,6 +147,16 @@ def _spatial(picture: Picture, relation: tuple[str, ...]) -> Asked:
     a, between, b = relation
     found = yield from detect(picture, tuple(dict.fromkeys((a, b))))
     score = spatial_score(found, a, b, between)
+    return Verdict(score, [f"{a} {between} {b}: {score:.2f}"] if score < 0.95 else [])
+
+
+def _deep(picture: Picture, relation: tuple[str, ...]) -> Asked:
+    a, between, b = relation
+    found = most_confident((yield from detect(picture, tuple(dict.fromkeys((a, b))))))
+    nearness: Sequence[float] = ()
+    if a in found and b in found:
+        (nearness,) = yield [Depth(picture, (found[a].box, found[b].box))]
+    score = depth_score(found.get(a), found.get(b), between, nearness)
     return Verdict(score, [f"{a} {between} {b}: {score:.2f}"] if score < 0.95 else [])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from gesso.evals.benchmarks.t2i_compbench import T2ICompBench, published
+from gesso.evals.benchmarks.t2i_compbench import CATEGORIES, T2ICompBench, published
 from gesso.evals.compbench import SCORER_2023, Generation
 from gesso.evals.types import Published
 
@@ -20,6 +20,8 @@ class T2ICompBench2023(T2ICompBench):
         published("PixArt-alpha", ".689 .558 .704 .208", OLD),
         published("SDXL", ".637 .541 .564 .203", OLD),
     )
+    judges: ClassVar[tuple[str, ...]] = T2ICompBench.judges[:3]  # no depth
+    categories: ClassVar[tuple[str, ...]] = CATEGORIES
     generation: ClassVar[Generation] = SCORER_2023
 
 
