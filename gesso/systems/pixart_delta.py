@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gesso.config import Recipe
-from gesso.systems import System, miniature
+from gesso.experiments.verdict import CONTRADICTED, NOT_SHOWN, SHOWN
+from gesso.systems import Finding, System, miniature
 
 if TYPE_CHECKING:
     from gesso.experiments.design import Experiment
@@ -42,6 +43,15 @@ SYSTEM = System(
         "gesso train pixart-delta-control",
         'gesso paint "a red star" --model runs/pixart-delta-control --control-from star.png',
         "gesso reproduce pixart-delta --quick",
+    ],
+    measured=[
+        Finding(
+            "4 steps of a student of 300 training steps reach 95 % of its teacher's score at 20: "
+            "0.69 of 0.83",
+            CONTRADICTED,
+        ),
+        Finding("and are above the teacher at 4 steps and twice the cost, 0.71", NOT_SHOWN),
+        Finding("and above the teacher at equal cost, 0.32", SHOWN),
     ],
 )
 
