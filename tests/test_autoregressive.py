@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from gesso.adapters.stable_sampler import counts
 from gesso.config import Recipe, SampleConfig, validate
 from gesso.draws import Draws
 from gesso.model import Model
@@ -94,7 +97,8 @@ def test_codes_are_drawn_with_their_probabilities() -> None:
     logits = p.log().expand(1, 20_000, 4)
 
     def shares(**options: float) -> Tensor:
-        drawn = choose(logits, generators(1), **options)  # type: ignore[arg-type]
+        drawn, share = choose(logits, generators(1), **options)  # type: ignore[arg-type]
+        assert share.min() > 0
         return torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
 
     torch.testing.assert_close(shares(), p, atol=0.015, rtol=0)
@@ -235,3 +239,112 @@ def test_the_tokenizer_stays_as_it_is(model: Model) -> None:
     assert any(p.grad is not None for p in model.backbone.parameters())
     assert "image_encoder" not in model.trained() and "image_encoder" in model.stored()
     model.backbone.zero_grad()
+
+
+def with_sampler(model: Model, **options: object) -> Model:
+    """A copy with a stable sampler whose output depends on all that it reads."""
+    made = Model.from_recipe(recipe())
+    made.load_state(model.state(), "the model")
+    made.attach({"name": "stable_sampler", "depth": 1, **options})
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in made.backbone.sampler.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=g))
+    for part in made.parts().values():
+        part.eval()
+    return made
+
+
+def test_rounds_fix_as_many_codes_as_in_the_reference() -> None:
+    assert counts(256, 8) == [1, 18, 26, 32, 38, 43, 48, 50]
+    for n in (1, 4, 9, 16, 64):
+        assert sum(counts(n, 8)) == n and min(counts(n, 8)) > 0
+    assert counts(9, 1) == [9]
+
+
+@torch.no_grad()
+def test_a_settled_scale_sees_its_own_scale_and_the_text(model: Model) -> None:
+    sampler = with_sampler(model, scales=2).backbone.sampler
+    features, entries = torch.randn(1, 20, 16), torch.randn(1, 20, 8)  # scales of 4 and 16 codes
+    pooled = torch.randn(1, 16)
+    base = sampler(features, entries, pooled, [1, 2])
+    other = entries.clone()
+    other[:, 4] += 1  # a code of the last scale
+    moved = (sampler(features, other, pooled, [1, 2]) - base).abs().amax(-1)[0]
+    assert moved[:4].max() == 0 and moved[4:].min() > 1e-5
+    moved = (sampler(features, entries, pooled + 1, [1, 2]) - base).abs().amax(-1)[0]
+    assert moved.min() > 1e-5
+    alone = sampler(features[:, 4:], entries[:, 4:], pooled, [2])
+    torch.testing.assert_close(alone, base[:, 4:], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_last_scale_is_settled_and_those_before_are_the_bases(model: Model) -> None:
+    settled = with_sampler(model)
+    contract = model.sample.model_copy(update={"temperature": 0.0})
+    seen: list[Tensor] = []
+    forward = settled.backbone.sampler.forward
+
+    def record(features: Tensor, entries: Tensor, *rest: object) -> Tensor:
+        seen.append(entries[: len(entries) // 2].abs().sum(-1) > 0)
+        return forward(features, entries, *rest)
+
+    settled.backbone.sampler.forward = record
+    made = []
+    for one in (model, settled):
+        args = (text(one, PROMPTS), text(one, [""] * 3), contract, (4, 4))
+        made.append(generate(one.backbone, one.image_encoder, *args, generator=generators(3)))
+    assert torch.equal(made[0][:, :5], made[1][:, :5])
+    assert not torch.equal(made[0][:, 5:], made[1][:, 5:])
+    fixed = [int(s[0].sum()) for s in seen]
+    rounds = counts(16, 8)
+    assert fixed == [sum(rounds[:i]) for i in range(len(rounds))]
+    assert all((later | s == later).all() for s, later in pairwise(seen))
+    alone = Pipeline(settled)(PROMPTS[1], seed=6, output_type="np").images[0]
+    together = Pipeline(settled)(PROMPTS, seed=5, output_type="np").images[1]
+    assert np.abs(together - alone).max() < 1 / 255
+
+
+def test_only_hidden_codes_count_and_the_base_is_frozen(model: Model) -> None:
+    from gesso.objectives import hidden_code
+
+    settled = with_sampler(model)
+    objective = hidden_code.build(hidden_code.Config(caption_dropout=0), settled)
+    given = batch(settled)
+    out = objective.loss("settle", given, Draws("cpu", 4))
+    out.loss.backward()
+    learnt = {k.split(".")[0] for k, p in settled.backbone.named_parameters() if p.grad is not None}
+    assert learnt == {"sampler"}
+
+    draws = Draws("cpu", 4)
+    draws.rand(3)  # the captions'
+    share = draws.rand(3).acos() / (np.pi / 2)
+    hidden = draws.rand(3, 16) >= share[:, None]
+    assert 0 < hidden.sum() < hidden.numel()
+    with torch.no_grad():
+        cond = text(settled, PROMPTS)
+        tokenizer = settled.image_encoder
+        features = settled.backbone.features(tokenizer.inputs(given.codes), cond)[:, 5:]
+        last = given.codes[:, 5:]
+        shown = tokenizer.entries(last)
+        shown[hidden] = 0
+        logits = settled.backbone.sampler(features, shown, cond.pooled, [2])
+    expected = -logits.log_softmax(-1).gather(-1, last[..., None])[..., 0][hidden].mean()
+    torch.testing.assert_close(out.loss.detach(), expected)
+    with pytest.raises(GessoError, match="set adapter to"):
+        hidden_code.build(hidden_code.Config(), model)
+
+
+def test_a_stable_sampler_comes_back_from_its_folder(model: Model, tmp_path: Path) -> None:
+    settled = with_sampler(model, scales=2)
+    settled.save(tmp_path)
+    again = Model.load(tmp_path)
+    one = Pipeline(settled)(PROMPTS, seed=5, output_type="np").images
+    assert np.array_equal(one, Pipeline(again)(PROMPTS, seed=5, output_type="np").images)
+
+
+def test_a_stable_sampler_that_does_not_fit_is_refused(model: Model, tiny_model: Model) -> None:
+    with pytest.raises(GessoError, match="for the backbone star"):
+        tiny_model.attach({"name": "stable_sampler"})
+    with pytest.raises(GessoError, match="to draw 4 scales and star has 3"):
+        with_sampler(model, scales=4)

@@ -9,7 +9,9 @@ head, V entries of the codebook.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -123,6 +125,7 @@ class STAR(nn.Module):
         nn.init.normal_(self.lvl_embed.weight, std=0.02)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = zero_(nn.Linear(dim, config.vocabulary))
+        self.sampler: nn.Module | None = None  # of the last scales, `adapters.stable_sampler`
 
     def check(self, tokenizer: Any) -> None:
         """Raise a GessoError unless these are the scales and codes that a tokenizer has."""
@@ -157,10 +160,14 @@ class STAR(nn.Module):
     def follow(self, codes: Tensor, cond: Cond, tokenizer: Any, cache: Cache) -> Tensor:
         """Codes [B, n] of the scales so far, all but the last in the cache, to logits [B, p^2, V]
         of the next one."""
+        return self.head(norm(self.follow_features(codes, cond, tokenizer, cache)))
+
+    def follow_features(self, codes: Tensor, cond: Cond, tokenizer: Any, cache: Cache) -> Tensor:
+        """As `follow`, to what the next scale is predicted from, [B, p^2, D]."""
         inputs = None
         if codes.shape[1]:  # [B, n + p^2 - 1, C], of which the cache has seen n - 1
             inputs = tokenizer.inputs(codes)[:, cache.length - 1 :]
-        return self(inputs, cond, cache)
+        return self.features(inputs, cond, cache)
 
     def forward(self, inputs: Tensor | None, cond: Cond, cache: Cache | None = None) -> Tensor:
         """Predict the codes of the first scales, or with a cache those of the next one.
@@ -178,11 +185,15 @@ class STAR(nn.Module):
         Raises:
             GessoError: the condition or the number of inputs does not fit the model.
         """
+        return self.head(norm(self.features(inputs, cond, cache)))
+
+    def features(self, inputs: Tensor | None, cond: Cond, cache: Cache | None = None) -> Tensor:
+        """What the codes are predicted from, [B, T_k, D]; for the arguments see `forward`."""
         tokens = check_text(cond.tokens, self.config.text_dim, "star")
         pooled = check_pooled(cond.pooled, self.config.pooled_dim, "star")
         done = 0 if cache is None else cache.length
         x = self._embed(inputs, pooled if done == 0 else None)  # [B, N, D]
-        levels, turn = self._places(done, done + x.shape[1], x.device)  # [N], [2, N, d/2]
+        levels, turn = places(self.config, self._some(done, done + x.shape[1]), x.device)
         x = x + self.lvl_embed(levels).to(x.dtype)
         bias = None
         if cache is None:  # a code sees its own scale and those before
@@ -192,7 +203,7 @@ class STAR(nn.Module):
         text_bias = None if cond.mask is None else mask_bias(cond.mask, x.dtype)
         for block in self.blocks:
             x = block(x, text, turn, bias, text_bias, cache)
-        return self.head(norm(x))
+        return x
 
     def _embed(self, inputs: Tensor | None, pooled: Tensor | None) -> Tensor:
         """[B, N, D]: the start token, which stands at scale 0, and what follows it."""
@@ -201,21 +212,26 @@ class STAR(nn.Module):
         follow = [] if inputs is None else [self.word_embed(inputs.to(dtype))]
         return torch.cat(start + follow, dim=1)
 
-    def _places(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Scale [N] and rotation [2, N, d/2] of the codes from `start` to `end`."""
-        scales, config = self.config.scales, self.config
-        bounds = [0, *torch.tensor([p * p for p in scales]).cumsum(0).tolist()]
+    def _some(self, start: int, end: int) -> range:
+        """The scales whose codes are those from `start` to `end`."""
+        scales = self.config.scales
+        bounds = [0, *itertools.accumulate(p * p for p in scales)]
         if start not in bounds or end not in bounds:
             raise GessoError(
                 f"star was given inputs for {end - start} codes after {start}, which no number of"
                 f" its scales {scales} has: give whole scales."
             )
-        some = range(bounds.index(start), bounds.index(end))
-        span = SPAN if config.normalise_rope else None
-        positions = torch.cat([grid_positions(scales[k], scales[k], span) for k in some])
-        levels = torch.cat([torch.full((scales[k] ** 2,), k) for k in some])
-        turn = rotary(positions, config.hidden_size // config.num_heads)
-        return levels.to(device), turn.to(device)
+        return range(bounds.index(start), bounds.index(end))
+
+
+def places(config: Config, some: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale [N] and rotation [2, N, d/2] of the codes of some scales, one after the other."""
+    span = SPAN if config.normalise_rope else None
+    sides = [config.scales[k] for k in some]
+    positions = torch.cat([grid_positions(p, p, span) for p in sides])
+    levels = torch.cat([torch.full((p * p,), k) for k, p in zip(some, sides, strict=True)])
+    turn = rotary(positions, config.hidden_size // config.num_heads)
+    return levels.to(device), turn.to(device)
 
 
 def build(options: Config) -> STAR:

@@ -99,12 +99,13 @@ def _run(dim: int, l2_norm: bool, job: Job) -> Numbers:
 
 
 @torch.inference_mode()
-def judge(run: Path, count: int) -> Numbers:
+def judge(run: Path, count: int, side: int = SIDE) -> Numbers:
     """What a tokenizer makes of scenes that it was not trained on.
 
     Args:
         run: of its training.
         count: of scenes.
+        side: their height and width in pixels.
 
     Returns:
         usage: share of the codes that occur.
@@ -119,7 +120,7 @@ def judge(run: Path, count: int) -> Numbers:
     for start in range(0, count, 50):
         numbers = range(start, min(start + 50, count))
         scenes = [sample_scene(i, level=LEVEL, split="test") for i in numbers]
-        x = to_tensor(torch.from_numpy(np.stack([render(s, SIDE, SIDE) for s in scenes])))
+        x = to_tensor(torch.from_numpy(np.stack([render(s, side, side) for s in scenes])))
         raw = tokenizer.encode(x)
         codes.append(tokenizer.codes(raw))
         y = tokenizer.decode(tokenizer.sample(raw))

@@ -23,6 +23,7 @@ from gesso.train.stages import load_stages
 
 __all__ = [
     "Trained",
+    "cache",
     "paint",
     "recipe",
     "scenes",
@@ -95,7 +96,7 @@ def train(job: Job, recipe: Recipe, name: str = "run") -> Trained:
     if summary.is_file():
         return Trained(**json.loads(summary.read_text()) | {"run": run})
     if recipe.data.cache is None and recipe.backbone is not None:
-        data = recipe.data.model_copy(update={"cache": str(_cache(job, recipe))})
+        data = recipe.data.model_copy(update={"cache": str(cache(job, recipe))})
         recipe = recipe.model_copy(update={"data": data})
     result = train_recipe(recipe, run, resume=(run / RECIPE).is_file(), quiet=False)
     if result["interrupted"]:
@@ -167,7 +168,7 @@ def shared(job: Job, name: str) -> Iterator[Job]:
         yield replace(job, folder=job.shared / name)
 
 
-def _cache(job: Job, recipe: Recipe) -> Path:
+def cache(job: Job, recipe: Recipe) -> Path:
     """The feature cache of a recipe's data; made by the first job that needs it."""
     parts = {
         "data": recipe.data.model_dump(exclude={"cache", "caption_weights"}),

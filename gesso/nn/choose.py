@@ -6,9 +6,22 @@ Dims: B pictures, N codes, V entries of the codebook.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Chosen(NamedTuple):
+    """Codes that were drawn.
+
+    Attributes:
+        codes: [B, N] int64.
+        shares: [B, N], the probability that each had among those that were drawn from.
+    """
+
+    codes: Tensor
+    shares: Tensor
 
 
 def choose(
@@ -18,7 +31,7 @@ def choose(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-) -> Tensor:
+) -> Chosen:
     """Draw a code from each distribution.
 
     Drawn by Gumbel's trick, argmax of log p - log(-log u): what a picture draws depends on its
@@ -29,17 +42,20 @@ def choose(
         generators: B of them; each is advanced by N V numbers, with temperature 0 by none.
         temperature: divides the logits; 0 takes the likeliest code.
         top_k, top_p: see `keep`.
-
-    Returns:
-        [B, N] int64.
     """
     if temperature == 0:
-        return logits.argmax(dim=-1)
+        codes = logits.argmax(dim=-1)
+        return Chosen(codes, _shares(logits.float(), codes))
     kept = keep(logits.float() / temperature, top_k, top_p)
     shape = tuple(logits.shape[1:])
     rows = [torch.empty(shape, device=g.device).exponential_(generator=g) for g in generators]
     waits = torch.stack(rows).to(logits.device).clamp(min=1e-20)  # [B, N, V]
-    return (kept - waits.log()).argmax(dim=-1)
+    codes = (kept - waits.log()).argmax(dim=-1)
+    return Chosen(codes, _shares(kept, codes))
+
+
+def _shares(logits: Tensor, codes: Tensor) -> Tensor:
+    return logits.softmax(dim=-1).gather(-1, codes[..., None])[..., 0]
 
 
 def keep(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:

@@ -39,6 +39,8 @@ class MultiScaleCodebook(nn.Module):
         super().__init__()
         self.scales, self.beta = tuple(scales), beta
         self.codebook = Codebook(codes, dim, l2_norm=False)
+        # As VAR has it. Of entries that start longer than the vectors, the shortest alone is hit.
+        nn.init.uniform_(self.codebook.embedding.weight, -1 / codes, 1 / codes)
         self.smooth = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(smoothers))
         # Places from 1/(3n) to 1 - 1/(3n), as VAR has them: .083, .361, .639, .917 for n = 4.
         edge = 1 / (3 * smoothers)

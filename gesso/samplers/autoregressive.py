@@ -1,7 +1,8 @@
 """Sampling of models of codes: a group of codes at a time, each from those before it.
 
 A group is what the backbone predicts at once: a scale of STAR, one code of a raster model. Keys and
-values of what has been read are kept, so every code is read once.
+values of what has been read are kept, so every code is read once. Where a sampler is attached to
+the backbone (`gesso.adapters.stable_sampler`), it draws the groups that are its.
 
 Dims: B pictures, T codes of a picture, m codes of a group, V entries of the codebook.
 """
@@ -9,6 +10,7 @@ Dims: B pictures, T codes of a picture, m codes of a group, V entries of the cod
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from gesso.config import SampleConfig
 from gesso.diffusion.noise import Generators
-from gesso.nn.choose import choose
+from gesso.nn.choose import Chosen, choose
 from gesso.nn.kv_cache import Cache
 from gesso.types import Cond
 
@@ -65,20 +67,30 @@ def generate(
     both = Cond.cat([cond, null]) if guided else cond
     device = next(backbone.parameters()).device
     cache, codes = Cache(), torch.zeros(n, 0, dtype=torch.long, device=device)
-    for k in range(len(groups)):
-        known = torch.cat([codes, codes]) if guided else codes
-        logits = backbone.follow(known, both, tokenizer, cache).float()  # [B or 2B, m, V]
+    sampler = getattr(backbone, "sampler", None)
+
+    def pick(logits: Tensor, scale: float) -> Chosen:
         if guided:
-            with_cond, without = logits.chunk(2)
-            logits = torch.lerp(without, with_cond, guidance(contract, k, len(groups)))
-        drawn = choose(
+            with_cond, without = logits.float().chunk(2)
+            logits = torch.lerp(without, with_cond, scale)
+        return choose(
             logits,
             generator,
             temperature=contract.temperature,
             top_k=contract.top_k,
             top_p=contract.top_p,
         )
-        codes = torch.cat([codes, drawn], dim=1)
+
+    for k in range(len(groups)):
+        known = torch.cat([codes, codes]) if guided else codes
+        if sampler is not None and k in sampler.drawn:  # fully guided in every round
+            features = backbone.follow_features(known, both, tokenizer, cache)
+            settle = partial(pick, scale=contract.guidance_scale)
+            new = sampler.draw(features, both.pooled, tokenizer, k, settle, generator)
+        else:
+            logits = backbone.follow(known, both, tokenizer, cache)  # [B or 2B, m, V]
+            new = pick(logits, guidance(contract, k, len(groups))).codes
+        codes = torch.cat([codes, new], dim=1)
         if callback is not None:
             callback(k)
     return codes

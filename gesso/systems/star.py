@@ -16,7 +16,7 @@ SYSTEM = System(
     title="STAR: Scale-wise Text-conditioned AutoRegressive image generation",
     paper="2406.10797",
     adds="all codes of a scale at once, each scale from the picture that those before it make; "
-    "text by cross-attention, normalised rotary positions",
+    "text by cross-attention, normalised rotary positions; the last scale in rounds",
     published="code, and weights that are not converted here",
     differs="a small tokenizer of few convolutions without adversarial and perceptual losses; a "
     "learned text encoder, whose mean is the start token; every picture reads its own text, where "
@@ -29,6 +29,8 @@ SYSTEM = System(
         "objectives/next_code.py",
         "samplers/autoregressive.py",
         "codes.py",
+        "adapters/stable_sampler.py",
+        "objectives/hidden_code.py",
         "experiments/star.py",
     ],
     commands=[
@@ -47,6 +49,17 @@ def tiny() -> Recipe:
         TOKENIZER,
         "backbone={name: star, depth: 2, hidden_size: 32, num_heads: 2}",
         stage="generator",
+    )
+
+
+def tiny_sampler() -> Recipe:
+    """The stable sampler at the size of the test battery, on an untrained base."""
+    return miniature(
+        RECIPE,
+        TOKENIZER,
+        "backbone={name: star, depth: 1, hidden_size: 32, num_heads: 2}",
+        "adapter={name: stable_sampler, depth: 1}",
+        stage="sampler",
     )
 
 

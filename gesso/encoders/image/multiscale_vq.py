@@ -122,6 +122,10 @@ class MultiScaleVQ(nn.Module):
         """Codes [B, T] to latents [B, C, S, S]; the grid is (S, S)."""
         return self.quantizer.look_up(codes)
 
+    def entries(self, codes: Tensor) -> Tensor:
+        """Codes [B, n] to the codebook's entries [B, n, C]."""
+        return self.quantizer.codebook.look_up(codes)
+
     def inputs(self, codes: Tensor) -> Tensor:
         """Codes of the first k scales to what predicts the next: see `MultiScaleCodebook.inputs`."""
         return self.quantizer.inputs(codes)
