@@ -102,14 +102,17 @@ class JoinedTextEncoder(nn.Module):
         return self._join(found)
 
     def forward(self, cond: Cond) -> Cond:
-        """Fill in `tokens` [B, L, D] and `pooled` [B, P] of trained encoders."""
+        """Fill in `tokens` [B, L, D] and `pooled` [B, P] of trained encoders.
+
+        The mask goes, as it masks nothing and attention is faster without one.
+        """
         if cond.tokens is not None or cond.ids is None:
-            return cond
+            return cond.replace(mask=None)
         found = []
         for part, ids in zip(self.parts, cond.ids.split(self._lengths(), dim=1), strict=True):
             found.append(part(Cond(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool))))
         joined = self._join(found)
-        return cond.replace(ids=None, tokens=joined.tokens, pooled=joined.pooled, mask=joined.mask)
+        return cond.replace(ids=None, tokens=joined.tokens, pooled=joined.pooled, mask=None)
 
     def mixed(self, cond: Cond, other: Cond, drop: Tensor) -> Cond:
         """Features of `other` where `drop` [B, E] bool is True, of `cond` elsewhere."""
