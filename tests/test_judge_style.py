@@ -71,7 +71,7 @@ def weights(tmp_path_factory):
     torch.save({"model_state_dict": held}, place / "checkpoint.pth")
     config = CLIPVisionConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        image_size=SIDE, patch_size=PATCH, projection_dim=FEATURES,
+        image_size=SIDE, patch_size=PATCH, projection_dim=20,
     )  # fmt: skip
     size = {"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE}
     processor = CLIPImageProcessor(size=size[0], crop_size=size[1])
@@ -93,8 +93,8 @@ def test_styles_are_those_of_openais_tower_and_of_transformers(weights):
         batch = judge.net.processor(images, return_tensors="pt")
         other = judge.net.model(**batch).image_embeds
     told = judge.style(images)
-    assert np.stack(told)[:, 0] == pytest.approx(F.normalize(seen, dim=-1).numpy(), abs=2e-5)
-    assert np.stack(told)[:, 1] == pytest.approx(F.normalize(other, dim=-1).numpy(), abs=2e-5)
+    expected = torch.cat([F.normalize(x, dim=-1) for x in (seen, other)], 1)
+    assert np.stack(told) == pytest.approx(expected.numpy(), abs=2e-5)
     assert abs(told[0] - told[1]).max() > 0.01
 
 
@@ -108,10 +108,15 @@ def test_another_checkpoint_is_one_sentence(weights):
 
 
 def test_the_likest_reference_of_each_encoder_counts_and_never_below_zero():
-    told = np.array([[1.0, 0.0], [0.6, 0.8]])
-    csd, other = np.array([[0.0, 1.0], [0.8, 0.6]]), np.array([[-1.0, 0.0]])
+    told = np.array([1.0, 0.0, 0.6, 0.8, 0.0])
+    csd, other = np.array([[0.0, 1.0], [0.8, 0.6]]), np.array([[-1.0, 0.0, 0.0]])
     assert style_score(told, [csd, other]) == pytest.approx((0.8 + 0) / 2)
-    assert style_score(told, [csd, np.array([[0.6, 0.8]])]) == pytest.approx((0.8 + 1) / 2)
+    assert style_score(told, [csd, np.array([[0.6, 0.8, 0.0]])]) == pytest.approx((0.8 + 1) / 2)
+
+
+def test_other_encoders_than_the_references_are_one_sentence():
+    with pytest.raises(GessoError, match=r"5 features .* 2 \+ 2"):
+        style_score(np.zeros(5), [np.zeros((1, 2))] * 2)
 
 
 def test_oneig_asks_for_the_style_of_prompts_that_have_one():
@@ -123,7 +128,7 @@ def test_oneig_asks_for_the_style_of_prompts_that_have_one():
     asks = judging.send(None)
     assert len(asks) == 2 and all(isinstance(ask, Style) for ask in asks)
     with pytest.raises(StopIteration) as end:
-        judging.send([np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8]])])
+        judging.send([np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.0, 1.0, 0.6, 0.8])])
     assert end.value.value.parts == {"style": [pytest.approx((1 + 0.3) / 2)]}
     parts = {"alignment": np.array([0.5]), "style": np.array([0.7])}
     assert benchmark.total(np.array([0.0]), parts) == pytest.approx([0.6])

@@ -237,7 +237,10 @@ class Embed:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """-> [E, D] float32, the style as each of E encoders sees it, of length one. Needs "style"."""
+    """-> [D] float32, the style as encoders see it, one after the other. Needs the ability "style".
+
+    The features of each encoder have length one.
+    """
 
     picture: Picture
 
@@ -355,7 +358,7 @@ class Judge:
         raise NotImplementedError
 
     def style(self, images: Sequence[Image]) -> list[np.ndarray]:
-        """[E, D] float32 of each picture, see `Style`."""
+        """[D] float32 of each picture, see `Style`."""
         raise NotImplementedError
 
     def depth(self, images: Sequence[Image], boxes: Sequence[tuple[Box, ...]]) -> list[list[float]]:

@@ -196,12 +196,20 @@ def style_score(told: np.ndarray, references: Sequence[np.ndarray]) -> float:
     """The likest reference counts, never below 0; the mean over the encoders.
 
     Args:
-        told: [E, D], a picture's style as each encoder sees it.
-        references: [K, D] of each encoder.
+        told: [D], a picture's features of each encoder, one after the other.
+        references: [K, D_e] of each encoder.
+
+    Raises:
+        GessoError: other encoders than the references are of.
     """
-    likest = [
-        max(0.0, float((some @ row).max())) for row, some in zip(told, references, strict=True)
-    ]
+    widths = [table.shape[1] for table in references]
+    if sum(widths) != len(told):
+        raise GessoError(
+            f"The style judge tells {len(told)} features and OneIG-Bench's references have "
+            f"{' + '.join(map(str, widths))}: take the two encoders that it names."
+        )
+    parts = np.split(told, np.cumsum(widths)[:-1])
+    likest = [max(0.0, float((t @ part).max())) for part, t in zip(parts, references, strict=True)]
     return sum(likest) / len(likest)
 
 

@@ -68,7 +68,7 @@ class OneIGStyle(Judge):
 
     @torch.no_grad()
     def style(self, images: Sequence[Image]) -> list[np.ndarray]:
-        """[2, D] float32 of each picture, rows of length one: CSD's, and the other encoder's."""
+        """[D] float32 of each picture: CSD's features, and the other encoder's."""
         side = self.tower.config.image_size
 
         def run(some: list[int]) -> list[np.ndarray]:
@@ -78,12 +78,7 @@ class OneIGStyle(Judge):
                 batch = self.net.processor([images[i] for i in some], return_tensors="pt")
             other = self.net.model(**self.net.to(batch)).image_embeds.float()
             both = [F.normalize(x, dim=-1).cpu() for x in (seen @ self.projection, other)]
-            if both[0].shape != both[1].shape:
-                raise GessoError(
-                    f"CSD tells {both[0].shape[1]} features of a style and {self.net.architecture} "
-                    f"{both[1].shape[1]}: take the two that OneIG-Bench names."
-                )
-            return list(torch.stack(both, 1).numpy())
+            return list(torch.cat(both, 1).numpy())
 
         return in_batches(run, [0] * len(images), self.batch_size)
 
