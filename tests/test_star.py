@@ -224,3 +224,55 @@ def test_misfits_are_one_sentence() -> None:
         model(torch.zeros(2, 3, 6), text())
     with pytest.raises(GessoError, match="pooled text of width 10, got none"):
         model(None, text().replace(pooled=None))
+
+
+def trained_on_halves(normalise: bool) -> STAR:
+    """A model of a last scale of 4 x 4 whose left half has code 1 and whose right half code 2."""
+    model = STAR(Config(**{**SMALL, "depth": 1, "scales": [1, 2, 4], "normalise_rope": normalise}))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        loss = F.cross_entropy(
+            model(torch.zeros(1, 20, 6), text(1)).transpose(1, 2)[..., 5:], halves(4)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+    return model
+
+
+def halves(side: int) -> Tensor:
+    columns = torch.arange(side)
+    return torch.where(columns < side // 2, 1, 2).repeat(side)[None]
+
+
+def test_normalised_positions_carry_over_to_a_larger_grid() -> None:
+    """More of what was learnt at 4 x 4 holds at 8 x 8 than where positions are counted."""
+    right = {}
+    for normalise in (True, False):
+        torch.manual_seed(0)
+        small = trained_on_halves(normalise)
+        options = {**SMALL, "depth": 1, "scales": [1, 2, 8], "normalise_rope": normalise}
+        large = STAR(Config(**options))
+        large.load_state_dict(small.state_dict())
+        with torch.no_grad():
+            codes = large(torch.zeros(1, 4 + 64, 6), text(1))[:, 5:].argmax(-1)
+        right[normalise] = float((codes == halves(8)).float().mean())
+    assert right[True] > right[False] + 0.1, right
+
+
+def test_codes_do_not_depend_on_the_precision_around_them() -> None:
+    codebook, z = book(), torch.randn(2, 6, 4, 4)
+    codes = codebook.codes(z)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(codebook.codes(z), codes)
+        within = codebook.inputs(codes), codebook.look_up(codes)
+    assert torch.equal(within[0], codebook.inputs(codes))
+    assert torch.equal(within[1], codebook.look_up(codes))
+
+
+def test_a_new_codebook_is_used() -> None:
+    """Entries that start longer than the vectors are all alike to them: one is hit."""
+    torch.manual_seed(0)
+    found = MultiScaleCodebook(256, 8, [1, 2, 4]).codes(0.3 * torch.randn(16, 8, 4, 4))
+    assert len(found.unique()) > 64

@@ -15,7 +15,7 @@ from gesso.experiments.design import Arm, Claim, Experiment, Job, Numbers
 
 MINUTES = 2.5  # of training, each model
 SETTLING = 0.5  # of the stable sampler's
-TOKENIZER_STEPS = 1500
+TOKENIZER_STEPS = 3000
 SIDE = 32  # pixels
 STEPS = 12  # of Euler's method, the diffusion model's sampler
 MARGIN = 0.05
