@@ -59,6 +59,20 @@ def test_a_trained_tokenizer_serves_a_generator(call: Any, tmp_path: Path, token
     assert code == 0, err
 
 
+def test_a_class_may_be_the_condition(call: Any, tmp_path: Path, tokenizer: Path) -> None:
+    run, out = tmp_path / "vim", tmp_path / "painted"
+    by_class = ["text_encoder={name: classes}", "data.caption_weights=null"]
+    by_class += ["data.source={name: scenes, count: 12, height: 32, width: 32, classes: true}"]
+    small = [option for option in VIM if not option.startswith("text_encoder")]
+    options = [*TOKENIZER, *SMALL, *small, f"init={tokenizer}", *by_class]
+    code, _, err = call("train", "vit-vqgan-vim", *options, "--run", run, "--json")
+    assert code == 0, err
+    loaded = Model.load(checkpoint_in(run))  # type: ignore[arg-type]
+    assert loaded.backbone.num_classes == 40
+    code, _, err = call("paint", "red circle", "--model", run, "--out", out, "--seed", 1)
+    assert code == 0 and len(list(out.glob("*.png"))) == 1, err
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
