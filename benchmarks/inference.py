@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from gesso.backbones.pixart import SIZES, Config, PixArt
 from gesso.convert.pixart import to_diffusers
 from gesso.diffusion.denoiser import Denoiser
+from gesso.diffusion.guidance import guide
 from gesso.diffusion.paths import DDPM
 from gesso.diffusion.schedules import make_schedule
 from gesso.nn.compile import compile_blocks
 from gesso.nn.packed import packed
 from gesso.samplers import dpm_solver, lcm
-from gesso.samplers.guidance import guide
 from gesso.types import Cond
 
 HALF = torch.bfloat16

@@ -100,10 +100,10 @@ def denoiser(folder: Path, kind: str, pixels: int) -> dict[str, float]:
     import torch
 
     from gesso.convert.published import find
+    from gesso.diffusion.guidance import guide
     from gesso.diffusion.schedules import make_schedule
     from gesso.nn.quantize import stored_bytes
     from gesso.samplers.euler import sample
-    from gesso.samplers.guidance import guide
     from gesso.types import Cond
 
     if kind == "int8":

@@ -13,9 +13,9 @@ import difflib
 import importlib
 import pkgutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gesso.types import GessoError
 
@@ -104,12 +104,16 @@ class TrainConfig(Config):
     learns: list[str] | None = None  # names of the parameters that train, as globs; None: all
 
 
+def _sampler(name: str) -> str:
+    if name not in modules("samplers"):
+        raise ValueError(f"there is no such sampler, {nearest(name, modules('samplers'))}")
+    return name
+
+
 class SampleConfig(Config):
     """The generation contract: what makes a picture besides prompt and seed."""
 
-    sampler: Literal[
-        "dpm_solver", "ddim", "euler", "heun", "lcm", "one_step", "autoregressive"
-    ] = "dpm_solver"
+    sampler: Annotated[str, AfterValidator(_sampler)] = "dpm_solver"  # see `gesso.samplers`
     num_inference_steps: int = Field(default=20, ge=1)
     # Which times are visited: see `gesso.diffusion.schedules.make_schedule`.
     spacing: Literal["linspace", "trailing", "continuous", "lcm", "lcm_reference", "sd3"] = (
@@ -123,7 +127,7 @@ class SampleConfig(Config):
     guidance_scale: float = Field(default=4.5, ge=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the steps that is guided
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
-    # Skip-layer guidance, away from the network without some blocks: see `gesso.samplers.guidance`.
+    # Skip-layer guidance, away from the network without some blocks: `gesso.diffusion.guidance`.
     skip_guidance_layers: tuple[int, ...] = ()
     skip_layer_guidance_scale: float = Field(default=2.5, ge=0)
     skip_layer_guidance_interval: tuple[float, float] = (0.01, 0.2)  # share of the steps
@@ -224,8 +228,10 @@ def validate(model: type[Config], values: dict[str, Any], where: str) -> Any:
             raise GessoError(f"{where} has an unknown key {path!r}: {hint}") from None
         if problem["type"] == "missing":
             raise GessoError(f"{where} lacks the key {path!r}: add it.") from None
+        why = problem["msg"].lower().removeprefix("value error, ")
         raise GessoError(
-            f"{where}: {path} = {problem.get('input')!r} is not valid: {problem['msg'].lower()}."
+            f"{where}: {path} = {problem.get('input')!r} is not valid: {why.removesuffix('.')}"
+            f"{'' if why.endswith('?') else '.'}"
         ) from None
 
 

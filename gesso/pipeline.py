@@ -26,6 +26,7 @@ from gesso.adapters.fused import Adapters
 from gesso.config import SampleConfig, module, validate
 from gesso.control_image import control_cond
 from gesso.data.buckets import Size
+from gesso.diffusion.guidance import guide
 from gesso.diffusion.noise import Generators, start_scale, starting_noise
 from gesso.diffusion.schedules import Schedule, make_schedule
 from gesso.loras import LoraMethods
@@ -34,7 +35,6 @@ from gesso.model import Model
 from gesso.nn.packed import packed
 from gesso.nn.quantize import Kind
 from gesso.repaint import Canvas, keep_unmasked, make_canvas, resize_and_crop
-from gesso.samplers.guidance import guide
 from gesso.sizes import fitting_size, latent_shape, painted_size, warn_beyond_buckets
 from gesso.types import Cond, GessoError
 

@@ -55,6 +55,7 @@ def test_overrides_reach_nested_keys_and_keep_types(tmp_path):
         ("name.x=1", "reaches into 'name'"),
         ("train.schedule=cosinus", "train.schedule = 'cosinus' is not valid"),
         ("sample.num_inference_steps=0", "num_inference_steps"),
+        ("sample.sampler=eulr", "no such sampler, did you mean 'euler'\\?$"),
         ("train.save_every=0", "train.save_every = 0 is not valid"),
         ("train.log_every=0", "train.log_every = 0 is not valid"),
     ],

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gesso.backbones.pixart import Config, PixArt
 from gesso.diffusion.denoiser import Denoiser
+from gesso.diffusion.guidance import guide
 from gesso.diffusion.paths import DDPM, Flow
 from gesso.diffusion.schedules import make_schedule
 from gesso.nn.compile import compile_blocks
@@ -17,7 +18,6 @@ from gesso.nn.packed import packed
 from gesso.nn.prepared import Prepared
 from gesso.pipeline import Pipeline
 from gesso.samplers import euler
-from gesso.samplers.guidance import guide
 from gesso.types import Cond, GessoError, Prediction
 
 CONFIG = Config(**SMALL, base_size=4, null_tokens=20)

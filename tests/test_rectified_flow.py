@@ -14,6 +14,7 @@ from gesso.conditions import Captions
 from gesso.config import DiffusionConfig, build, load_recipe, module
 from gesso.diffusion import timesteps
 from gesso.diffusion.denoiser import Denoiser
+from gesso.diffusion.guidance import guide
 from gesso.diffusion.noise import draw_noise
 from gesso.diffusion.paths import DDPM, Flow, make_path
 from gesso.diffusion.schedules import make_schedule
@@ -23,7 +24,6 @@ from gesso.model import Model
 from gesso.objectives.denoise import Config as DenoiseConfig
 from gesso.objectives.denoise import build as build_objective
 from gesso.pipeline import Pipeline
-from gesso.samplers.guidance import guide
 from gesso.systems import miniature
 from gesso.train.run import with_vocabulary
 from gesso.train.start import make_model

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from gesso.config import module
 from gesso.diffusion.denoiser import Denoiser
+from gesso.diffusion.guidance import guide
 from gesso.diffusion.noise import draw_noise
 from gesso.diffusion.paths import DDPM, EDM, Flow
 from gesso.diffusion.schedules import Schedule, make_schedule
-from gesso.samplers.guidance import guide
 from gesso.types import Cond, Denoise, GessoError, Prediction
 
 MEAN, STD = 0.3, 0.5  # of the clean latents

@@ -29,7 +29,7 @@ SYSTEM = System(
         "objectives/denoise.py",
         "encoders/text/joined.py",
         "encoders/text/clip.py",
-        "samplers/guidance.py",
+        "diffusion/guidance.py",
         "convert/sd3.py",
         "experiments/rectified_flow.py",
     ],
