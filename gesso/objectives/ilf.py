@@ -58,7 +58,7 @@ class ILF:
                 f"The times of {steps} {spacing} steps are not among those of {2 * steps}: set "
                 "sample.spacing to linspace."
             )
-        self.times = fine.t.float()  # [2 N + 1]
+        self.schedule = fine  # of the teacher, 2 N steps
         self.captions = Captions(model.text_encoder, model.backbone, contract.null)
         self.roles: dict[str, nn.Module] = {
             "backbone": model.backbone,
@@ -77,20 +77,21 @@ class ILF:
             The loss, and the metric `scale`: the largest |s|.
         """
         assert batch.latents is not None
-        n, rows = len(self.times) // 2, len(batch.latents)  # steps of the student, B
+        n, rows = len(self.schedule) // 2, len(batch.latents)  # steps of the student, B
         noise = generator.randn(*batch.latents.shape).to(batch.latents.device)
-        times = self.times.to(noise.device)[:, None].expand(-1, rows)  # [2 n + 1, B]
+        grid = torch.stack([self.schedule.t, self.schedule.alpha, self.schedule.sigma])
+        points = grid.float().to(noise.device)[..., None].expand(-1, -1, rows)  # [3, 2 n + 1, B]
         with torch.no_grad(), self.loop.off():
             both = self.captions.both(batch.cond)  # 2B rows
             x = [self.path.noise_scale * noise]
-            for now, then in pairwise(times):
-                x.append(self._land(self._guided(x[-1], now, both), then))
-        t, s = times[:-1:2].flatten(), times[2::2].flatten()  # [n B]
+            for now, then in pairwise(points.unbind(1)):
+                x.append(_land(self._guided(x[-1], now[0], both), *then[1:]))
+        t, alpha, sigma = points[:, :-1:2].flatten(1)  # [n B] each
+        _, end, rest = points[:, 2::2].flatten(1)
         every = torch.arange(rows, device=noise.device).repeat(n)
         both = both[torch.cat([every, every + rows])]  # 2 n B rows
         out = self._guided(torch.cat(x[:-1:2]), t, both)
-        error = self._land(out, s) - torch.cat(x[2::2])  # [n B, C, h, w]
-        (alpha, sigma), (end, rest) = self.path.alpha_sigma(t), self.path.alpha_sigma(s)
+        error = _land(out, end, rest) - torch.cat(x[2::2])  # [n B, C, h, w]
         weight = 1 / ((alpha - end) ** 2 + (sigma - rest) ** 2)  # [n B]
         loss = (like(weight, error) * error.square()).mean()
         return LossOut(loss, {"scale": self.loop.scales.detach().abs().max()})
@@ -100,9 +101,10 @@ class ILF:
             return self.denoiser.bind(both[: len(x)])(x, t)
         return self.denoiser.guided(x, t, both, self.guidance_scale)
 
-    def _land(self, out: Denoised, s: Tensor) -> Tensor:
-        """A deterministic step to the times s [B]."""
-        return self.denoiser.noised(out.x0, out.noise, s)
+
+def _land(out: Denoised, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Where a deterministic step arrives, [B, C, h, w]; alpha and sigma [B] are those there."""
+    return like(alpha, out.x0) * out.x0 + like(sigma, out.noise) * out.noise
 
 
 def build(options: Config, model: Model) -> ILF:
