@@ -199,5 +199,5 @@ def test_other_weights_are_one_sentence(weights, tmp_path, change, told):
     with pytest.raises(GessoError, match=told) as error:
         open_judge(spec(place, "other.pt"))
     assert "\n" not in str(error.value)
-    with pytest.raises(GessoError, match="no ImageReward weight file"):
+    with pytest.raises(GessoError, match="no ImageReward file"):
         open_judge(spec(place, "nowhere.pt"))

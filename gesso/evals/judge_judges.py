@@ -70,8 +70,9 @@ def judge_judges(
                 mine += _on_coco(judge, coco, limit)
             if not mine:
                 raise GessoError(
-                    f"Nothing is known to judge {judge.name} by: detectors need --reference with a "
-                    "COCO folder, and the reader and OCR need nothing."
+                    f"Nothing is known to judge {judge.name} by: take reader:level={LEVEL} for "
+                    "scenes, reader:level=3 or ocr for words, and give --reference with a COCO folder for "
+                    "detectors."
                 )
             rows += mine
             show(i + 1, len(opened))

@@ -198,7 +198,7 @@ def read_tensors(file: Path, what: str, wanted: str) -> dict[str, Tensor]:
         GessoError: no such file, or no table of tensors.
     """
     if not file.is_file():
-        raise GessoError(f"There is no {what} weight file {str(file)!r}: give {wanted}.")
+        raise GessoError(f"There is no {what} file {str(file)!r}: give {wanted}.")
     try:
         if file.suffix == ".safetensors":
             return read_safetensors(file)

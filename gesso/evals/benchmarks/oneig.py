@@ -39,6 +39,7 @@ GRAPHS = {"Anime_Stylization": "anime", "Portrait": "human", "General_Object": "
 MOST_EDITS = 100  # ED is cut here; 50 for Chinese
 TEXT_PARTS = ("edits", "complete", "words found", "words wanted")
 DIMENSIONS = ("alignment", "text", "reasoning", "style", "diversity")
+REFERENCES = "the folder scripts/style of OneIG-Bench's repository"
 ENCODERS = ("CSD_embed.pt", "SE_embed.pt")  # references of a style, of each encoder
 
 
@@ -121,7 +122,9 @@ class OneIG(Benchmark):
         self._references = [
             {
                 name: F.normalize(value.float(), dim=-1).numpy()  # [K, D]
-                for name, value in read_tensors(folder / file, "OneIG's style", file).items()
+                for name, value in read_tensors(
+                    folder / file, "style reference", REFERENCES
+                ).items()
             }
             for file in ENCODERS
         ]
