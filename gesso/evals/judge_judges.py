@@ -71,8 +71,8 @@ def judge_judges(
             if not mine:
                 raise GessoError(
                     f"Nothing is known to judge {judge.name} by: take reader:level={LEVEL} for "
-                    "scenes, reader:level=3 or ocr for words, and give --reference with a COCO folder for "
-                    "detectors."
+                    "scenes, reader:level=3 or ocr for words, and give --reference with a COCO "
+                    "folder for detectors."
                 )
             rows += mine
             show(i + 1, len(opened))
