@@ -10,19 +10,37 @@ import torch
 from torch import Tensor, nn
 from train_fakes import Random, every_tensor, tiny_model, tiny_recipe
 
+from gesso.config import Recipe
 from gesso.diffusion.denoiser import Denoiser
 from gesso.diffusion.paths import Flow
 from gesso.draws import Draws
 from gesso.objectives.sim import SIM, Config, build
+from gesso.pipeline import Pipeline
+from gesso.train import launch
 from gesso.train.loop import train
+from gesso.train.parallel import Group
 from gesso.types import Cond, GessoError, Prediction
 
 FLOW = {"path": "flow", "prediction": "flow"}
+ONE_STEP = {
+    "sampler": "one_step",
+    "timesteps": (0.7,),
+    "num_inference_steps": 1,
+    "guidance_scale": 1.0,
+}
 
 
-def objective(diffusion: dict[str, Any] | None = None, **options: Any) -> tuple[SIM, Any]:
+def one_step(objective: dict[str, Any] | None = None, **train: Any) -> Recipe:
+    parts = {"objective": {"name": "sim", **(objective or {})}, "diffusion": FLOW}
+    return tiny_recipe(train, **parts, sample=ONE_STEP)
+
+
+def objective(
+    diffusion: dict[str, Any] | None = None, sample: dict[str, Any] | None = None, **options: Any
+) -> tuple[SIM, Any]:
     torch.manual_seed(3)
-    model = tiny_model(tiny_recipe(diffusion=diffusion or FLOW))
+    recipe = tiny_recipe(diffusion=diffusion or FLOW, sample=ONE_STEP | (sample or {}))
+    model = tiny_model(recipe)
     with torch.no_grad():
         for p in model.backbone.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -147,8 +165,7 @@ def test_latents_are_not_read() -> None:
 
 
 def test_the_generator_learns_every_second_step(tmp_path: Path) -> None:
-    recipe = tiny_recipe(objective={"name": "sim", "fake_steps": 2}, diffusion=FLOW)
-    recipe.train.steps, recipe.train.ema, recipe.train.warmup = 1, 0.0, 0
+    recipe = one_step({"fake_steps": 2}, steps=1, ema=0.0, warmup=0)
     models = tiny_model(recipe), tiny_model(recipe)
     one = train(recipe, tmp_path / "one", model=models[0], dataset=Random(), quiet=True)
     recipe.train.steps = 2
@@ -163,6 +180,121 @@ def test_the_generator_learns_every_second_step(tmp_path: Path) -> None:
     assert same("backbone") and same("teacher") and not same("fake")
 
 
+def test_the_loss_is_the_distance_and_its_gradient_that_of_the_method() -> None:
+    """A signed surrogate would tell nothing, and set off the guard against exploding losses."""
+    for options, distance in (
+        ({"huber": 0.1}, lambda u2, n: (u2 + 0.1**2 * n).sqrt() - 0.1 * n**0.5),
+        ({"huber": None}, lambda u2, n: u2),
+        ({"divergence": "kl"}, lambda u2, n: u2 / 2),
+    ):
+        made, _ = objective(guidance_scale=1, **options)
+        batch = Random().batch(0, 3, 0)
+        both = made.captions.both(batch.cond)
+        z, noise, t = torch.randn(3, 4, 4, 4), torch.randn(3, 4, 4, 4), torch.full((3,), 0.5)
+        with torch.no_grad():
+            for p in made.roles["fake"].parameters():
+                p.add_(0.1 * torch.randn_like(p))
+            x0 = made.make(z, both[:3])
+            x = made.teacher.noised(x0, noise, t)
+            u = made.teacher.bind(both[:3])(x, t).x0 - made.fake.bind(both[:3])(x, t).x0
+        found = made._generate(z, noise, t, both[:3], both).loss.item()
+        square = u.square().flatten(1).sum(1)
+        assert found == pytest.approx(float(distance(square, u[0].numel()).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "start", "scale"),
+    [
+        (FLOW, {"timesteps": (0.7,), "start_noise": "time"}, 0.7),
+        (FLOW, {"timesteps": (0.7,), "start_noise": "path"}, 1.0),
+        ({"path": "ddpm"}, {"timesteps": (440,), "start_noise": "time"}, 2.5 / 7.25**0.5),
+        (
+            {"path": "edm", "prediction": "edm", "timesteps": "lognormal"},
+            {"timesteps": (2.5,), "start_noise": "time"},
+            2.5,
+        ),
+    ],
+)
+def test_it_paints_as_it_was_trained(
+    diffusion: dict[str, Any], start: dict[str, Any], scale: float
+) -> None:
+    """The pipeline's picture is the generator's own, from noise of the level that was asked for.
+
+    t = 440 of the ddpm path is noise level 2.5, the published start: sigma 2.5 / sqrt(1 + 2.5^2).
+    """
+    made, model = objective(diffusion, start | {"height": 32, "width": 32})
+    model.image_encoder.channels, model.image_encoder.factor = 4, 8
+    model.text_encoder.dropped = lambda _: ""
+    assert made.scale == pytest.approx(scale, rel=2e-3)
+    noise = torch.randn(2, 4, 4, 4)
+    painted = Pipeline(model)(["", ""], latents=noise, output_type="latent").images
+    with torch.no_grad():
+        cond = model.text_encoder(model.text_encoder.prepare(["", ""]))
+    size = torch.full((2, 2), 32.0)
+    cond = cond.replace(size=size, aspect=size[:, :1] / size[:, 1:])
+    with torch.no_grad():
+        torch.testing.assert_close(painted, made.make(noise, cond))
+
+
+def test_learned_variance_is_left_out() -> None:
+    """PixArt's networks predict it; neither network's loss reads or teaches it."""
+    made, model = objective({"path": "ddpm"}, {"timesteps": (440,)})
+    channels = 4
+    assert model.backbone.final_layer.linear.out_features == 2 * channels * 4  # patches of 2 x 2
+    batch = Random().batch(0, 3, 0)
+    for phase, learner in (("generate", "backbone"), ("fake", "fake")):
+        before = made.loss(phase, batch, Draws("cpu", 1))
+        before.loss.backward()
+        layer = made.roles[learner].final_layer.linear  # type: ignore[union-attr]
+        grad = layer.weight.grad.view(4, 2 * channels, -1)  # type: ignore[union-attr]
+        assert grad[:, :channels].abs().sum() > 0 and grad[:, channels:].abs().sum() == 0
+        with torch.no_grad():
+            for role in ("backbone", "fake", "teacher"):
+                weight = made.roles[role].final_layer.linear.weight  # type: ignore[union-attr]
+                weight.view(4, 2 * channels, -1)[:, channels:] += 1  # type: ignore[operator]
+        assert torch.equal(before.loss, made.loss(phase, batch, Draws("cpu", 1)).loss)
+
+
+def test_resumed_is_never_stopped(tmp_path: Path) -> None:
+    """Both networks, their averages and both optimisers, bit for bit."""
+
+    def run(name: str, steps: int, resume: bool = False) -> dict[str, Tensor]:
+        recipe = one_step(steps=steps, save_every=3)
+        model = tiny_model(recipe)
+        folder = tmp_path / name
+        result = train(recipe, folder, model=model, dataset=Random(), resume=resume, quiet=True)
+        return every_tensor(Path(result["checkpoint"]))
+
+    whole, _ = run("whole", 5), run("parts", 3)
+    parts = run("parts", 5, resume=True)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+    for optimizer, network in (("generate", "backbone"), ("fake", "fake")):
+        keys = [k for k in whole if f"optimizer.safetensors:{optimizer}|" in k]
+        assert keys and all(f"|{network}." in k for k in keys)
+    for part in ("ema", "weights"):
+        for network in ("backbone", "fake"):
+            assert any(f"{part}.safetensors:{network}." in k for k in whole)
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    """Each draws the whole batch's noise and takes its own rows, in both phases."""
+    recipe = one_step(steps=3, batch_size=4)
+    alone = train(recipe, tmp_path / "one", model=tiny_model(recipe), dataset=Random(), quiet=True)
+    with launch.start(2, run_together, (recipe, tmp_path / "two"), 60) as group:
+        two = run_together(group, recipe, tmp_path / "two")
+    a, b = (every_tensor(Path(r["checkpoint"])) for r in (alone, two))
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
+
+
+def run_together(group: Group, recipe: Recipe, run: Path) -> dict[str, Any]:
+    return train(recipe, run, model=tiny_model(recipe), dataset=Random(), group=group, quiet=True)
+
+
 def test_bad_times_are_refused() -> None:
     with pytest.raises(GessoError, match="not below"):
         objective(earliest=0.9, latest=0.5)
+    for wrong in ({"sampler": "euler"}, {"timesteps": None}, {"guidance_scale": 3.0}):
+        with pytest.raises(GessoError, match="a generator of one step"):
+            objective(sample=wrong)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gesso.config import SampleConfig
 from gesso.diffusion.paths import Path
 from gesso.types import GessoError
 
@@ -24,6 +25,21 @@ def start_scale(path: Path, start_noise: Literal["path", "time"], t: float) -> f
     if start_noise == "path":
         return path.noise_scale
     return float(path.alpha_sigma(torch.tensor(t, dtype=torch.float64))[1])
+
+
+def only_time(contract: SampleConfig) -> float:
+    """The time at which a generator of one step takes its noise.
+
+    Raises:
+        GessoError: the contract is none of one step at a given time, without guidance.
+    """
+    times = contract.timesteps or ()
+    if contract.sampler != "one_step" or len(times) != 1 or contract.guidance_scale > 1:
+        raise GessoError(
+            "The recipe trains a generator of one step: set sample.sampler=one_step,"
+            " sample.guidance_scale=1 and one time in sample.timesteps, such as [440]."
+        )
+    return times[0]
 
 
 def draw_noise(

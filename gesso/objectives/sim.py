@@ -1,14 +1,11 @@
 """One-step distillation from captions alone, by matching scores.
 
-A generator x0 = g(z) and a "fake" network that learns to denoise what g makes, both from the
-teacher's weights. With the denoised estimates D_q of the teacher and D_f of the fake at
-x_t = alpha x0 + sigma noise, and u = D_q - D_f:
+A generator x0 = g(z) learns by how the teacher and a "fake" network, which learns to denoise what g
+makes, differ there (`gesso.diffusion.divergences`). All three have the teacher's weights at first.
 
-    score  L = w u / sqrt(|u|^2 + c^2) . (D_f - x0)    SIM, Luo et al. 2024, arXiv:2410.16794, with
-           the pseudo-Huber distance; without the root, the squared one. The gradient passes
-           through x_t inside both networks, u included: less of it is another, wrong one.
-    kl     L = w sg(D_f - D_q) . x0    Diff-Instruct, Luo et al. 2023, arXiv:2305.18455; with
-           w = 1 / mean |x0 - D_q| DMD's first term, Yin et al. 2023, arXiv:2311.18828.
+    score  SIM, Luo et al. 2024, arXiv:2410.16794
+    kl     Diff-Instruct, Luo et al. 2023, arXiv:2305.18455; with the weight "residual" the first
+           term of DMD, Yin et al. 2023, arXiv:2311.18828
 """
 
 from __future__ import annotations
@@ -21,9 +18,8 @@ from torch import Tensor, nn
 
 from gesso import config
 from gesso.conditions import Captions
-from gesso.diffusion import timesteps
-from gesso.diffusion.noise import start_scale
-from gesso.diffusion.predictions import like
+from gesso.diffusion import divergences, timesteps
+from gesso.diffusion.noise import only_time, start_scale
 from gesso.draws import Draws
 from gesso.nn.frozen import frozen
 from gesso.types import Batch, Cond, GessoError, LossOut, Phase
@@ -43,7 +39,7 @@ class Config(config.Config):
 
     Attributes:
         divergence: "score" or "kl".
-        weight: w: 1, or "residual", 1 / mean |x0 - D_q| of each picture.
+        weight: 1, or "residual": 1 / mean |x0 - teacher's estimate| of each picture.
         guidance_scale: of the teacher, 1 is none; generator and fake are never guided.
         latest, earliest: shares of the path between which scores are compared.
         huber: c relative to the root of the number of latent values; None: the squared distance.
@@ -74,7 +70,7 @@ class SIM:
         self.options, self.diffusion = options, model.diffusion
         self.generator = model.denoiser()
         self.path = self.generator.path
-        self.start = start_of(model.sample)
+        self.start = only_time(model.sample)
         self.scale = start_scale(self.path, model.sample.start_noise, self.start)
         self.fake, fake = self.generator.copied(learns=True)
         self.teacher, teacher = self.generator.copied(learns=False)
@@ -93,12 +89,10 @@ class SIM:
         Args:
             phase: "generate" or "fake".
             batch: with `cond` as the text encoder prepares it.
-            generator: draws the generator's noise, times and the noise on what it makes.
+            generator: draws noises and times.
 
         Returns:
-            The loss; for "generate" with the metric `gap`, the root mean square of D_q - D_f. Its
-            value is w times the distance of the scores (for kl, |u|^2 / 2): L is signed and tells
-            nothing.
+            The loss; for "generate" also `gap`, the root mean square of how the two differ.
         """
         assert batch.latents is not None
         shape = batch.latents.shape
@@ -132,50 +126,25 @@ class SIM:
             else:
                 real = self.teacher.guided(x, t, both, options.guidance_scale).x0
             fake = self.fake.bind(cond)(x, t).x0
-            u = real - fake  # [B, C, h, w]
-        square = u.detach().square().flatten(1).sum(1)  # [B]
-        if options.divergence == "kl":
-            way, value = -u * x0, square / 2
-        elif options.huber is None:
-            way, value = u * (fake - x0), square
-        else:
-            c = options.huber * u[0].numel() ** 0.5
-            root = (u.square().flatten(1).sum(1) + c**2).sqrt()
-            way, value = u * (fake - x0) / like(root, u), root.detach() - c
-        loss = way.flatten(1).sum(1)
-        loss = loss - loss.detach() + value  # its gradient, and the distance to look at
+        loss = (
+            divergences.score(real, fake, x0, options.huber)  # [B]
+            if options.divergence == "score"
+            else divergences.kl(real, fake, x0)
+        )
         if options.weight == "residual":
             loss = loss / (x0 - real).detach().abs().flatten(1).mean(1).clamp_min(1e-6)
-        return LossOut(loss.mean(), {"gap": u.detach().square().mean().sqrt()})
-
-
-def start_of(contract: config.SampleConfig) -> float:
-    """The time at which the generator takes its noise.
-
-    Raises:
-        GessoError: the contract is none of one step at a given time, without guidance.
-    """
-    times = contract.timesteps or ()
-    if contract.sampler != "one_step" or len(times) != 1 or contract.guidance_scale > 1:
-        raise GessoError(
-            "Objective 'sim' trains a generator of one step: set sample.sampler=one_step,"
-            " sample.guidance_scale=1 and one time in sample.timesteps, such as [440]."
-        )
-    return times[0]
+        return LossOut(loss.mean(), {"gap": (real - fake).detach().square().mean().sqrt()})
 
 
 def build(options: Config, model: Model) -> SIM:
     """Build the objective.
 
     Raises:
-        GessoError: the model paints no captions, the times are in a wrong order, or the recipe
-            does not sample in one step.
+        GessoError: no captions, times in a wrong order, or not one step of sampling.
     """
     if model.backbone is None or model.text_encoder is None:
         raise GessoError("Objective 'sim' distils a text-to-image model: name one as `init`.")
     if options.earliest >= options.latest:
-        raise GessoError(
-            f"objective.earliest {options.earliest} is not below objective.latest"
-            f" {options.latest}: change one of them."
-        )
+        times = f"objective.earliest {options.earliest}", f"objective.latest {options.latest}"
+        raise GessoError(f"{times[0]} is not below {times[1]}: change one of them.")
     return SIM(options, model)
