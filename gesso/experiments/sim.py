@@ -28,9 +28,8 @@ def experiment() -> Experiment:
         name="one-step",
         claim="Score implicit matching distils a text-to-image model into one that paints in a "
         "single step, without data and with little loss (SIM, sections 4 and 5).",
-        setting="The teacher is the shipped model; it paints guided at 3 and teaches guided at 1.5. "
-        f"{STEPS} steps of {BATCH} captions "
-        "of scenes of level 1, each one update of the generator and one of the fake network, from "
+        setting="The teacher is the shipped model; it paints guided at 3 and teaches guided at "
+        f"1.5. {STEPS} steps of {BATCH} captions of scenes of level 1, each one update of the generator and one of the fake network, from "
         "the teacher's weights; one thread. Scores and Fréchet distances are on combinations that "
         f"training never showed. The distance is of {PICTURES} pictures to {REFERENCE} real ones "
         "in the features of a small classifier, trained on real pictures. Teacher rows have no "
