@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -86,6 +87,15 @@ def test_its_commands_parse(name: str) -> None:
         if verb == "reproduce":
             experiments = find(parsed["name"]).claim()
             assert parsed["only"] in (None, *(e.name for e in experiments))
+
+
+def test_the_page_has_the_same_table() -> None:
+    file = Path(__file__).parents[1] / "docs" / "systems.py"
+    spec = importlib.util.spec_from_file_location("page", file)
+    assert spec is not None and spec.loader is not None
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert page.rows() in page.PAGE.read_text(), "run: python docs/systems.py"
 
 
 @pytest.mark.parametrize("verb", ["systems", "reproduce", "train", "plan"])

@@ -79,8 +79,8 @@ def train(
             does not fit or cannot be written, another process is lost.
     """
     group = group or Group()
+    trainer = Trainer(recipe, run, model, dataset, group)  # what it refuses leaves no run behind
     newest = group.tell(str(open_run(run, recipe, resume) or "") if group.leads else None)
-    trainer = Trainer(recipe, run, model, dataset, group)
     if newest:
         saving.restore(trainer, Path(newest))
     log = RunLog(run, trainer.step, quiet) if group.leads else None
