@@ -58,8 +58,8 @@ def start(options: Config, origin: Origin, backbone: nn.Module) -> None:
     if "t_block.1.weight" not in own or "y_embedder.embedding_table.weight" not in state:
         raise GessoError(
             f"The conversion adaln-single makes a PixArt of a class-conditional DiT, and "
-            f"{origin.where} is {(origin.backbone or {}).get('name', 'none')}: leave out `convert` or "
-            "start from a DiT."
+            f"{origin.where} is {(origin.backbone or {}).get('name', 'none')}: leave out `convert` "
+            "or start from a DiT."
         )
     carried = {k: v for k, v in state.items() if _carried(k)}
     for key, value in reparametrised(state, options.time).items():
