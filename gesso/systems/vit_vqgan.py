@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gesso.systems import System, miniature
+from gesso.experiments.verdict import SHOWN
+from gesso.systems import Finding, System, miniature
 
 if TYPE_CHECKING:
     from gesso.config import Recipe
@@ -42,6 +43,14 @@ SYSTEM = System(
         "gesso train vit-vqgan-vim",
         'gesso paint "a red circle" --model runs/vit-vqgan-vim',
         "gesso reproduce vit-vqgan --quick",
+    ],
+    measured=[
+        Finding(
+            "Normalised codes of 8 dimensions use at least three times the share of 512 codes that "
+            "plain ones of 128 do: 0.23 and 0.008",
+            SHOWN,
+        ),
+        Finding("and pictures come back closer: 29.0 and 19.0 dB", SHOWN),
     ],
 )
 
