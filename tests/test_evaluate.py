@@ -519,6 +519,7 @@ def test_a_sheet_of_pictures_scores_what_its_pictures_score(call, truth, tmp_pat
     told = json.loads(out)
     assert told["n"] == 24 and told["overall"] == pytest.approx(expected["overall"] / 2)
     rows = json.loads(Path(told["file"]).read_text())["rows"]
+    assert "24 pictures on sheets of 2 x 2" in Path(told["report"]).read_text()
     (told_of,) = rows[0]["verdicts"][2]["pictures"]
     assert told_of["tile"] == [1, 0] and told_of["grid"] == [2, 2]
     # Each picture has a digest of its own; the two wrong sheets are the same file.

@@ -69,7 +69,9 @@ def _about(result: dict[str, Any]) -> str:
 
 def _kind(result: dict[str, Any]) -> str:
     if result["subject"]["kind"] == "pictures":
-        return f"a folder of {result['n']} pictures"
+        rows, columns = result["subject"].get("grid", (1, 1))
+        sheets = f" on sheets of {rows} x {columns}" if (rows, columns) != (1, 1) else ""
+        return f"a folder of {result['n']} pictures{sheets}"
     settings = result["subject"]["settings"]
     steps, scale = settings.get("num_inference_steps"), settings.get("guidance_scale")
     how = [f"{result['n']} pictures painted"]
