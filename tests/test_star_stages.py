@@ -13,6 +13,7 @@ from gesso.config import Recipe
 from gesso.loading import load
 from gesso.systems import MINIATURE
 from gesso.systems.star import TOKENIZER
+from gesso.train.plan.estimate import plan_recipe
 from gesso.train.run import train_recipe
 from gesso.train.stages import Stage, load_stages
 from gesso.train.stages_run import train_stages
@@ -73,3 +74,11 @@ def test_a_generator_starts_from_a_tokenizer_of_its_shape(tmp_path: Path) -> Non
         start(codes=64)
     with pytest.raises(GessoError, match=r"set image_encoder\.weights to null"):
         start(weights=str(tmp_path / "tokenizer"))
+
+
+def test_a_plan_of_every_stage_keeps_to_the_size_of_the_tokenizer() -> None:
+    for stage in stages():
+        plan = plan_recipe(stage.recipe, gpu="t4", table=True)
+        assert plan["flops_per_picture"] > 0
+        sizes = {row["size"] for row in plan["table"]}
+        assert sizes == {32} or stage.name == "tokenizer"

@@ -130,8 +130,8 @@ def judge(run: Path, count: int, side: int = SIDE) -> Numbers:
             found += [(o.shape, o.color) in seen for o in scene.objects]
     share, perplexity = usage(torch.cat(codes), tokenizer.vocabulary)
     return {
-        "usage": share,
-        "perplexity": perplexity,
+        "usage": float(share),
+        "perplexity": float(perplexity),
         "psnr": float(torch.cat(decibel).mean()),
         "read": float(np.mean(found)),
     }

@@ -80,7 +80,7 @@ class Codebook(nn.Module):
         return Quantised(z + (entry - z).detach(), codes, loss)
 
 
-def usage(codes: Tensor, size: int) -> tuple[float, float]:
+def usage(codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """How much of a codebook some codes use.
 
     Args:
@@ -88,9 +88,10 @@ def usage(codes: Tensor, size: int) -> tuple[float, float]:
         size: K.
 
     Returns:
-        The share of entries that occur, and the perplexity exp(H) of their frequencies.
+        The share of entries that occur, and the perplexity exp(H) of their frequencies; scalars.
     """
-    counts = torch.bincount(codes.flatten(), minlength=size).double()
-    p = counts / counts.sum()
-    entropy = -(p[p > 0] * p[p > 0].log()).sum()
-    return float((counts > 0).double().mean()), float(entropy.exp())
+    each = codes.flatten()
+    counts = torch.zeros(size, dtype=torch.float64, device=codes.device)
+    counts = counts.scatter_add(0, each, torch.ones_like(each, dtype=torch.float64))  # [K]
+    entropy = torch.special.entr(counts / counts.sum()).sum()
+    return (counts > 0).double().mean(), entropy.exp()

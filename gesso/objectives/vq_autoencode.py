@@ -127,9 +127,9 @@ class VQAutoencode:
         if not errors:
             return {}
         share, perplexity = usage(torch.cat(codes), self.encoder.vocabulary)
-        means = (float(torch.cat(v).mean()) for v in (errors, decibel))
+        values = (*(torch.cat(v).mean() for v in (errors, decibel)), share, perplexity)
         names = ("loss", "psnr", "usage", "perplexity")
-        return dict(zip(names, (*means, share, perplexity), strict=True))
+        return dict(zip(names, map(float, values), strict=True))
 
 
 def build(options: Config, model: Model) -> VQAutoencode:
