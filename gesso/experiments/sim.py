@@ -29,11 +29,11 @@ def experiment() -> Experiment:
         claim="Score implicit matching distils a text-to-image model into one that paints in a "
         "single step, without data and with little loss (SIM, sections 4 and 5).",
         setting="The teacher is the shipped model; it paints guided at 3 and teaches guided at "
-        f"1.5. {STEPS} steps of {BATCH} captions of scenes of level 1, each one update of the generator and one of the fake network, from "
-        "the teacher's weights; one thread. Scores and Fréchet distances are on combinations that "
-        f"training never showed. The distance is of {PICTURES} pictures to {REFERENCE} real ones "
-        "in the features of a small classifier, trained on real pictures. Teacher rows have no "
-        "seeds: prompts and noise are fixed.",
+        f"1.5. {STEPS} steps of {BATCH} captions of scenes of level 1, each one update of the "
+        "generator and one of the fake network, from the teacher's weights; one thread. Scores and "
+        "Fréchet distances are on combinations that training never showed. The distance is of "
+        f"{PICTURES} pictures to {REFERENCE} real ones in the features of a small classifier, "
+        "trained on real pictures. Teacher rows have no seeds: prompts and noise are fixed.",
         arms=[
             Arm("sim", "score implicit matching, one step", partial(_student, [])),
             Arm(
