@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gesso.config import Recipe, Spec, resolve
+from gesso.controls import condition_of
 from gesso.evals.scenes import CHUNK, evaluate_model
 from gesso.experiments.design import Job, Numbers
 from gesso.loading import find, load
@@ -170,11 +171,12 @@ def shared(job: Job, name: str) -> Iterator[Job]:
 
 def cache(job: Job, recipe: Recipe) -> Path:
     """The feature cache of a recipe's data; made by the first job that needs it."""
+    condition = condition_of(recipe.adapter)
     parts = {
         "data": recipe.data.model_dump(exclude={"cache", "caption_weights"}),
         "image": recipe.image_encoder,
         "text": recipe.text_encoder,
-        "adapter": recipe.adapter,  # which may be trained on control pictures
+        "control": None if condition is None else condition.fingerprint(),
         "tokenizer": recipe.init if _is_trained(recipe.image_encoder) else None,
     }
     text = json.dumps(parts, sort_keys=True, default=str)
