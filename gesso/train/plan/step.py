@@ -19,6 +19,7 @@ from gesso.controls import condition_of
 from gesso.draws import Draws
 from gesso.model import Description, Model, complete_backbone
 from gesso.nn import attention
+from gesso.nn.init import WithoutWeights
 from gesso.nn.recompute import recompute_blocks
 from gesso.train.ema import EMA
 from gesso.train.optim import Optimizer, named_parameters
@@ -83,8 +84,10 @@ def trace_step(
     config = recipe.train
     if config.compile:
         length = -(-length // TEXT_MULTIPLE) * TEXT_MULTIPLE
+    model = _model(recipe, encoders)
     with _fake(), _kernels_of(accelerator):
-        model = _model(recipe, encoders)
+        for name, part in model.parts().items():
+            setattr(model, name, _in_fake(part))
         module, options = resolve("objectives", recipe.objective)
         objective = module.build(options, model)
         roles: dict[str, nn.Module] = objective.roles
@@ -129,6 +132,7 @@ def trace_step(
 
 
 def _model(recipe: Recipe, encoders: Encoders) -> Model:
+    """The model that is trained, its backbone without weights."""
     description = Description(
         name=recipe.name,
         image_encoder=recipe.image_encoder,
@@ -137,12 +141,13 @@ def _model(recipe: Recipe, encoders: Encoders) -> Model:
         diffusion=recipe.diffusion,
         sample=recipe.sample,
     )
-    model = Model(description, _in_fake(encoders.image), _in_fake(encoders.text))
-    if recipe.backbone is not None:
-        spec = complete_backbone(recipe.backbone, encoders.image, encoders.text)
-        model.backbone = build("backbones", spec)
-    if recipe.adapter is not None:
-        adapt(model, recipe)
+    model = Model(description, encoders.image, encoders.text)
+    with WithoutWeights():
+        if recipe.backbone is not None:
+            spec = complete_backbone(recipe.backbone, encoders.image, encoders.text)
+            model.backbone = build("backbones", spec)
+        if recipe.adapter is not None:
+            adapt(model, recipe)
     if recipe.train.learns is not None:
         freeze(model, recipe.train.learns)
     return model
@@ -163,6 +168,7 @@ def _batch(model: Model, n: int, size: tuple[int, int], length: int) -> Batch:
             cond = cond.replace(**{name: torch.ones(shape, dtype=value.dtype)})
     cond = cond.replace(size=torch.zeros(n, 2), aspect=torch.ones(n, 1))
     if model.coded:
+        model.backbone.groups((latents.shape[2], latents.shape[3]))  # which refuses other sizes
         with torch.no_grad():
             return Batch(keys, cond, codes=encoder.codes(latents))
     return Batch(keys, cond, latents=latents)
