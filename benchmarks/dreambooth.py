@@ -5,7 +5,8 @@
 The subject is a striped purple star, on five pictures; the shipped model knows plain ones only. The
 reader looks for it in pictures of "a photo of a sks star", and for what drifted towards it in those
 of "a photo of a star"; GenEval's tags on scenes tell what else was forgotten. Printed for the model
-as it ships, for DreamBooth, and for the same training without the prior's pictures.
+as it ships, for DreamBooth, and for the same training without the prior's pictures. All pictures
+are painted with 12 steps of Euler.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from gesso.pipeline import Pipeline
 from gesso.train.run import train_recipe
 
 PLACES = ((0.3, 0.4), (0.6, 0.3), (0.5, 0.6), (0.35, 0.65), (0.65, 0.55))
-PICTURES = 48
+PICTURES = 32
 PROMPTS = {
     "subject": "a photo of a sks star",
     "in a scene": "a sks star left of a blue square",
@@ -43,6 +44,8 @@ def subject(folder: Path) -> None:
 
 def judge(pipe: Pipeline, per_tag: int) -> dict[str, float]:
     """Shares of pictures in which the subject is, by prompt; and GenEval's overall."""
+    fast = {"sampler": "euler", "num_inference_steps": 12}
+    pipe.model.sample = pipe.model.sample.model_copy(update=fast)
     numbers = {}
     for name, prompt in PROMPTS.items():
         images = pipe([prompt] * PICTURES, seed=0).images

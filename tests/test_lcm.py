@@ -194,6 +194,13 @@ def test_both_branches_of_a_batch() -> None:
         assert both.mask is not None and torch.equal(both.mask, apart.mask)
 
 
+def test_other_times_than_the_sampler_visits_are_refused() -> None:
+    recipe = tiny_recipe(diffusion=FLOW, sample={"sampler": "lcm", "spacing": "lcm"})
+    with pytest.raises(GessoError, match=r"objective\.steps is 10 and sample\.orig"):
+        build(Config(steps=10), tiny_model(recipe))
+    build(Config(steps=50), tiny_model(recipe))
+
+
 def test_sampler_returns_the_last_jump() -> None:
     t = torch.tensor([999.0, 0.0]).double()
     schedule = Schedule(t, *DDPM().alpha_sigma(t), t)

@@ -250,6 +250,13 @@ def test_bad_input_is_one_sentence(
     assert code == 2 and says in err and "Traceback" not in err and err.count("\n") <= 2
 
 
+def test_the_plan_counts_the_adapter_alone(call: Any) -> None:
+    plan = ("plan", "scenes", "--gpu", "h100", "init=scenes", "data.source.count=64", "--json")
+    code, out, err = call(*plan, "adapter={name: lora, rank: 4, targets: [attn.qkv]}")
+    assert code == 0, err
+    assert json.loads(out)["stages"][0]["trained"] == 6 * 4 * (128 + 384)
+
+
 def test_targets_and_alpha() -> None:
     backbone = build("backbones", {"name": "pixart", "in_channels": 4, **BACKBONES["pixart"]})
     options = lora.Config(rank=2, alpha=6, targets=["attn.qkv", "blocks.1.mlp.*"])

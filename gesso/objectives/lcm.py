@@ -123,8 +123,15 @@ def build(options: Config, model: Model) -> LCM:
     """Build the objective.
 
     Raises:
-        GessoError: the model paints no captions, or lies on the edm path.
+        GessoError: the model paints no captions, lies on the edm path, or is to be sampled at other
+            times than it learns.
     """
     if model.backbone is None or model.text_encoder is None:
         raise GessoError("Objective 'lcm' distils a text-to-image model: name one as `init`.")
+    known = model.sample.original_inference_steps
+    if model.sample.sampler == "lcm" and known != options.steps:
+        raise GessoError(
+            f"objective.steps is {options.steps} and sample.original_inference_steps {known}, but "
+            "the sampler visits the times that are learnt: make them equal."
+        )
     return LCM(options, model)

@@ -58,7 +58,7 @@ SYSTEM = System(
 
 def tiny() -> Recipe:
     """The distillation at the size of the test battery."""
-    return miniature(RECIPE, "backbone.depth=2", "backbone.hidden_size=32", "objective.steps=10")
+    return miniature(RECIPE, "backbone.depth=2", "backbone.hidden_size=32")
 
 
 def tiny_control() -> Recipe:
@@ -72,4 +72,4 @@ def claim() -> list[Experiment]:
     """The experiments behind `gesso reproduce pixart-delta`."""
     from gesso.experiments import control, lcm
 
-    return [lcm.experiment(), control.experiment()]
+    return [*lcm.experiments(), control.experiment()]
