@@ -1,5 +1,7 @@
 """The benchmarks' rules, worked by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -325,6 +327,21 @@ def test_compbench_reads_its_prompts():
     text = "a red cup and a blue bowl and a green hat"
     assert noun_chunks(text, SCORER_2024) == ["a red cup", "a blue bowl", "a green hat"]
     assert noun_chunks(text, SCORER_2023) == ["a red cup", "a blue bowl"]
+
+
+def test_compbench_leaves_to_the_parser_what_is_not_a_x_and_a_y(monkeypatch):
+    class Parsed:
+        def __init__(self, text):
+            self.noun_chunks = [SimpleNamespace(text=f"parsed {text}")]
+
+    sentences = ["a rubber band and wooden chopsticks", "a slice of cheese and a cup", "the cup"]
+    monkeypatch.setattr("gesso.evals.compbench._spacy", lambda: Parsed)
+    for text in sentences:
+        assert noun_chunks(text, SCORER_2024) == [f"parsed {text}"]
+    monkeypatch.setattr("gesso.evals.compbench._spacy", lambda: None)
+    for text in sentences:
+        with pytest.raises(GessoError, match="need spaCy"):
+            noun_chunks(text, SCORER_2024)
 
 
 def test_compbench_binding_is_the_product_of_p_yes():

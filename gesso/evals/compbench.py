@@ -42,7 +42,7 @@ RELATIONS = (
     "on the bottom of",
     "on the top of",
 )
-_SIMPLE = re.compile(r"^an? [\w' -]+?(?: and an? [\w' -]+)*\.?$", re.IGNORECASE)
+_PHRASE = re.compile(r"an? (?!.*\b(?:of|with|in|on|at|to|for|from|that)\b)[\w' -]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,9 @@ def noun_chunks(text: str, generation: Generation) -> list[str]:
     Raises:
         GessoError: another sentence, and no spaCy.
     """
-    if _SIMPLE.match(text):
-        found = [part.strip(" .") for part in re.split(r" and (?=an? )", text)]
+    phrases = text.strip(" .").split(" and ")
+    if all(_PHRASE.fullmatch(phrase) for phrase in phrases):
+        found = phrases
     elif (parser := _spacy()) is not None:
         found = [chunk.text for chunk in parser(text).noun_chunks]
     else:

@@ -67,6 +67,7 @@ class T2ICompBench(Benchmark):
     )
     needs = ("answer", "detect", "similarity")
     n = 10
+    revision = 2
     published: ClassVar[tuple[Published, ...]] = (published("SD3-M", NEW, "scorer of 2024"),)
     generation: ClassVar[Generation] = SCORER_2024
     categories: ClassVar[tuple[str, ...]] = (*CATEGORIES, DEPTH)
