@@ -168,7 +168,7 @@ class Encoder(nn.Module):
         x = self.to_patch_embedding(pictures)  # [B, D, h, w]
         grid = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)  # [B, N, D]
-        x = x + sincos_2d(*grid, x.shape[2], self.base_size, device=x.device).to(x.dtype)
+        x = x + sincos_2d(*grid, x.shape[2], self.base_size, device=x.device)  # float32
         return self.norm(self.transformer(x)).unflatten(1, grid)
 
 
@@ -194,7 +194,7 @@ class Decoder(nn.Module):
         """[B, h, w, D] -> [B, 3 or 6, H, W]."""
         grid = x.shape[1:3]
         x = x.flatten(1, 2)  # [B, N, D]
-        x = x + sincos_2d(*grid, x.shape[2], self.base_size, device=x.device).to(x.dtype)
+        x = x + sincos_2d(*grid, x.shape[2], self.base_size, device=x.device)  # float32
         x = self.norm(self.transformer(x)).transpose(1, 2).unflatten(2, grid)  # [B, D, h, w]
         return self.to_pixel["conv_out"](x)
 
