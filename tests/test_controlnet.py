@@ -90,14 +90,14 @@ def test_it_is_silent_at_first_then_steers_and_leaves_no_trace_without_a_control
 
 
 def branch_by_hand(
-    branch: ControlNet, call: Any, z: Tensor, h_in: Tensor, blocks: Any, run: Any
+    branch: ControlNet, wiring: str, z: Tensor, h_in: Tensor, blocks: Any, run: Any
 ) -> Tensor:
-    """The fact's recursion: h after all blocks. `run(block, h)` and `call(copy, c)` do the rest."""
+    """The published recursion: h after all blocks. `run(block, h)` is one block."""
     h = run(blocks[0], h_in)
-    c = (h if branch.wiring == "released" else h_in) + branch[0].before_proj(z)
+    c = (h if wiring == "released" else h_in) + branch[0].before_proj(z)
     for i in range(1, len(blocks)):
         if i <= len(branch):
-            c = call(branch[i - 1].copied_block, c)
+            c = run(branch[i - 1].copied_block, c)
             h = h + branch[i - 1].after_proj(c)
         h = run(blocks[i], h)
     return h
@@ -119,7 +119,7 @@ def test_pixart_follows_the_published_recursion(wiring: Any) -> None:
 
     h = branch_by_hand(
         branch,
-        run,
+        wiring,
         backbone.x_embedder(cond.control) + position,
         backbone.x_embedder(x) + position,
         backbone.blocks,
