@@ -38,7 +38,7 @@ class Discriminator(nn.Module):
     """[B, 3, H, W] in [-1, 1] -> [B] logits, positive for real pictures.
 
     Args:
-        size: H = W, a power of two of at least 8.
+        size: H = W, a power of two of at least 8; `forward` refuses other pictures.
         width: channels at full size; they double with every halving up to `most`.
         most: channels.
 
@@ -54,6 +54,7 @@ class Discriminator(nn.Module):
                 f" {size}: change objective.size to the pictures' side, or set"
                 " objective.adversarial=0."
             )
+        self.size = size
         halvings = int(math.log2(size // SMALLEST))
         widths = [min(most, width * 2**i) for i in range(halvings + 1)]
         self.first = nn.Conv2d(3, width, 1)
@@ -64,6 +65,13 @@ class Discriminator(nn.Module):
         self.out = nn.Linear(last, 1)
 
     def forward(self, pictures: Tensor) -> Tensor:
+        height, width = pictures.shape[2:]
+        if (height, width) != (self.size, self.size):
+            raise GessoError(
+                f"The discriminator takes pictures of {self.size}x{self.size} pixels, not"
+                f" {width}x{height}: set objective.size and data.size alike, or"
+                " objective.adversarial=0."
+            )
         x = F.leaky_relu(self.first(pictures), SLOPE)
         for block in self.blocks:
             x = block(x)
