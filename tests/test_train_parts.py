@@ -136,6 +136,15 @@ def test_the_guard_waits_for_the_warm_up_and_knows_phases(tmp_path: Path) -> Non
     assert restored.problem("a", 2.1, 1.0, warm=True) == guard.problem("a", 2.1, 1.0, warm=True)
 
 
+def test_the_guard_knows_losses_that_have_a_sign(tmp_path: Path) -> None:
+    """Around zero a median tells no scale: the scatter does."""
+    guard = Guard(tmp_path, max_skipped=0)
+    drawn = (9 * torch.randn(100, generator=torch.Generator().manual_seed(0))).tolist()
+    assert all(guard.problem("a", loss, 1.0, warm=True) is None for loss in drawn)
+    assert guard.problem("a", 60.0, 1.0, warm=True) is None
+    assert "jumped to 200" in str(guard.problem("a", 200.0, 1.0, warm=True))
+
+
 def test_the_meter_leaves_out_what_is_not_finite() -> None:
     meter = Meter()
     meter.record({"loss": torch.tensor(1.0), "bad": float("nan")})

@@ -92,7 +92,7 @@ class SIM:
             generator: draws noises and times.
 
         Returns:
-            The loss; for "generate" also `gap`, the root mean square of how the two differ.
+            The loss, signed for "generate", and there also the `distance`, unweighted.
         """
         assert batch.latents is not None
         shape = batch.latents.shape
@@ -126,14 +126,13 @@ class SIM:
             else:
                 real = self.teacher.guided(x, t, both, options.guidance_scale).x0
             fake = self.fake.bind(cond)(x, t).x0
-        loss = (
-            divergences.score(real, fake, x0, options.huber)  # [B]
-            if options.divergence == "score"
-            else divergences.kl(real, fake, x0)
-        )
+        if options.divergence == "score":
+            loss, distance = divergences.score(real, fake, x0, options.huber)  # [B] each
+        else:
+            loss, distance = divergences.kl(real, fake, x0)
         if options.weight == "residual":
             loss = loss / (x0 - real).detach().abs().flatten(1).mean(1).clamp_min(1e-6)
-        return LossOut(loss.mean(), {"gap": (real - fake).detach().square().mean().sqrt()})
+        return LossOut(loss.mean(), {"distance": distance.mean()})
 
 
 def build(options: Config, model: Model) -> SIM:

@@ -24,7 +24,8 @@ MARGIN = 1.0
 class Guard:
     """Judges each step before its update is applied.
 
-    A loss explodes if it is above 10 times the median of its phase's last 101, plus 1.
+    A loss explodes if it is above 10 times the median of its phase's last 101, plus 1; and above
+    that median by 20 times their median deviation, which counts for losses that have a sign.
 
     Args:
         run: the run's folder.
@@ -55,7 +56,8 @@ class Guard:
         losses = self._losses.setdefault(phase, deque(maxlen=HISTORY))
         if warm and len(losses) >= FEWEST:
             median = statistics.median(losses)
-            if loss > FACTOR * abs(median) + MARGIN:
+            deviation = statistics.median(abs(x - median) for x in losses)
+            if loss > max(FACTOR * abs(median), median + 2 * FACTOR * deviation) + MARGIN:
                 return f"the loss jumped to {loss:.4g} from a median of {median:.4g}"
         losses.append(loss)
         return None
