@@ -170,7 +170,9 @@ def test_bad_input(tmp_path: Path) -> None:
         objective(vit().requires_grad_(False))
     with pytest.raises(GessoError, match="power of two"):
         build(Config(size=24), SimpleNamespace(image_encoder=vit()))  # type: ignore
-    with pytest.raises(GessoError, match="pictures of 32x32 pixels, not 16x16: set objective.size"):
+    with pytest.raises(
+        GessoError, match=r"pictures of 32x32 pixels, not 16x16: set objective\.size"
+    ):
         Discriminator(32)(batch().pixels)
     with pytest.raises(GessoError, match="could not be loaded"):
         Features(str(tmp_path / "none"))
