@@ -44,8 +44,8 @@ def experiment() -> Experiment:
         setting=f"The shipped model of {DEPTH} blocks; the loop, and what the cache reuses, are "
         f"blocks {START} to {END - 1}. {BLOCKS['ilf']} blocks a picture and branch of guidance: "
         f"{ILF_STEPS} steps with feedback, {FEW_STEPS} without, {CACHE_STEPS} of which every other "
-        f"one reuses. Euler, guidance 3. The feedback learns for {STEPS} steps of 8 captions, two "
-        f"minutes of one core. {6 * PROMPTS} prompts of GenEval's tags on held-out combinations; "
+        f"one reuses. Euler, guidance 3. The feedback learns for {STEPS} steps of 16 captions. "
+        f"{6 * PROMPTS} prompts of GenEval's tags on held-out combinations; "
         "a seed has its own prompts, noise and training. The error is that of the pictures, in "
         "[0, 1], against those that the model paints as it ships, in 20 steps of Heun, from the "
         "same noise.",

@@ -1,13 +1,16 @@
 """Distillation of two steps of a guided model into one pass with inner loop feedback.
 
-    L = mean over steps of | land(f(x_t, t, c); s) - x_s |^2 / (da^2 + ds^2)
+    L = mean over steps of | land(f(x_t, t, c); s) - two(x_t) |^2 / (da^2 + ds^2)
 
-land(x0, noise; s) = alpha_s x0 + sigma_s noise is where a DDIM or Euler step arrives. The teacher
-is the same backbone without feedback, guided as in `sample`, in twice as many steps: from noise it
-visits x_t, x_r, x_s, ..., and a step of the student goes from x_t to x_s at once. da and ds are the
-differences of alpha and sigma between t and s, so on the flow path L is an error of the velocity.
-Of the data only captions are used: on noised pictures in place of the teacher's x_t the loss fell
-as well, and what was painted got worse (docs/log.md).
+land(x0, noise; s) = alpha_s x0 + sigma_s noise is where a DDIM or Euler step from t to s arrives,
+and two(x_t) where the teacher does in two, by way of the time between them that twice as many steps
+visit. The teacher is the same backbone without feedback; both are guided as in `sample`. da and ds
+are the differences of alpha and sigma between t and s, so on the flow path L is an error of the
+velocity.
+
+The x_t are those that the student visits on its way from noise: of the data only captions are used.
+On noised pictures, or on the teacher's way, the loss fell as well and pictures got worse: the
+student left that way and was not taught how to come back (docs/log.md).
 
 Gwilliam et al. 2025, https://arxiv.org/abs/2501.13107, regress the backbone's noise estimate at a
 time nearer to the clean end instead; their rule for it is not published.
@@ -15,8 +18,7 @@ time nearer to the clean end instead; their rule for it is not published.
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from gesso import config
 from gesso.adapters.inner_loop import InnerLoop
 from gesso.conditions import Captions
 from gesso.diffusion.predictions import like
-from gesso.diffusion.schedules import make_schedule
+from gesso.diffusion.schedules import Schedule, make_schedule
 from gesso.draws import Draws
 from gesso.types import Batch, Cond, Denoised, GessoError, LossOut, Phase
 
@@ -71,29 +73,26 @@ class ILF:
         Args:
             phase: "feedback".
             batch: with `cond` as the text encoder prepares it.
-            generator: draws the noise that the teacher starts from.
+            generator: draws the noise that the student starts from.
 
         Returns:
             The loss, and the metric `scale`: the largest |s|.
         """
         assert batch.latents is not None
-        n, rows = len(self.schedule) // 2, len(batch.latents)  # steps of the student, B
         noise = generator.randn(*batch.latents.shape).to(batch.latents.device)
-        grid = torch.stack([self.schedule.t, self.schedule.alpha, self.schedule.sigma])
-        points = grid.float().to(noise.device)[..., None].expand(-1, -1, rows)  # [3, 2 n + 1, B]
-        with torch.no_grad(), self.loop.off():
+        with torch.no_grad():
             both = self.captions.both(batch.cond)  # 2B rows
-            x = [self.path.noise_scale * noise]
-            for now, then in pairwise(points.unbind(1)):
-                x.append(_land(self._guided(x[-1], now[0], both), *then[1:]))
-        t, alpha, sigma = points[:, :-1:2].flatten(1)  # [n B] each
-        _, end, rest = points[:, 2::2].flatten(1)
-        every = torch.arange(rows, device=noise.device).repeat(n)
-        both = both[torch.cat([every, every + rows])]  # 2 n B rows
-        out = self._guided(torch.cat(x[:-1:2]), t, both)
-        error = _land(out, end, rest) - torch.cat(x[2::2])  # [n B, C, h, w]
-        weight = 1 / ((alpha - end) ** 2 + (sigma - rest) ** 2)  # [n B]
-        loss = (like(weight, error) * error.square()).mean()
+        points = _points(self.schedule, len(noise), noise.device)
+        x, losses = self.path.noise_scale * noise, []
+        for now, middle, then in zip(points[:-1:2], points[1::2], points[2::2], strict=True):
+            with torch.no_grad(), self.loop.off():
+                half = _land(self._guided(x, now.t, both), middle)
+                goal = _land(self._guided(half, middle.t, both), then)
+            landed = _land(self._guided(x, now.t, both), then)
+            weight = 1 / ((now.alpha - then.alpha) ** 2 + (now.sigma - then.sigma) ** 2)  # [B]
+            losses.append((like(weight, x) * (landed - goal).square()).mean())
+            x = landed.detach()
+        loss = torch.stack(losses).mean()
         return LossOut(loss, {"scale": self.loop.scales.detach().abs().max()})
 
     def _guided(self, x: Tensor, t: Tensor, both: Cond) -> Denoised:
@@ -102,9 +101,22 @@ class ILF:
         return self.denoiser.guided(x, t, both, self.guidance_scale)
 
 
-def _land(out: Denoised, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Where a deterministic step arrives, [B, C, h, w]; alpha and sigma [B] are those there."""
-    return like(alpha, out.x0) * out.x0 + like(sigma, out.noise) * out.noise
+class _Point(NamedTuple):
+    """A time with the path's alpha and sigma there, [B] each."""
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+
+def _points(schedule: Schedule, rows: int, device: torch.device) -> list[_Point]:
+    found = torch.stack([schedule.t, schedule.alpha, schedule.sigma], dim=1).float().to(device)
+    return [_Point(*point.expand(rows, -1).unbind(1)) for point in found]
+
+
+def _land(out: Denoised, at: _Point) -> Tensor:
+    """Where a deterministic step arrives, [B, C, h, w]."""
+    return like(at.alpha, out.x0) * out.x0 + like(at.sigma, out.noise) * out.noise
 
 
 def build(options: Config, model: Model) -> ILF:

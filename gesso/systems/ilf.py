@@ -17,10 +17,10 @@ SYSTEM = System(
     paper="2501.13107",
     adds="a block that feeds what the middle blocks made back into them; it alone is trained",
     published="the paper; its code is private",
-    differs="distilled from two steps of the guided model along its own way from noise, where the "
-    "paper regresses the noise estimate of a later time by a rule that it does not tell; the "
-    "feedback block starts as a copy, every step has feedback, and the second round is told the "
-    "time of the first",
+    differs="distilled from two steps of the guided model where the student's own way from noise "
+    "leads; the paper regresses the noise estimate of a later time, by a rule that it does not "
+    "tell; the feedback block starts as a copy, every step has feedback, and the second round is "
+    "told the time of the first",
     read=[
         "recipes/ilf.yaml",
         "nn/hooks.py",
