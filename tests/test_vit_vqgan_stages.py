@@ -18,7 +18,7 @@ TOKENIZER = ["depth=1", "hidden_size=32", "num_heads=1", "head_dim=32", "mlp_siz
 TOKENIZER = [f"image_encoder.{option}" for option in [*TOKENIZER, "image_size=32"]]
 SMALL = ["data.source={name: scenes, count: 12, height: 32, width: 32}", "data.size=32"]
 SMALL += ["train.steps=2", "train.batch_size=4", "train.warmup=0", "train.device=cpu"]
-SMALL += ["train.dtype=float32", "validation.holdout=4"]
+SMALL += ["train.dtype=float32", "train.processes=1", "validation.holdout=4"]
 VIM = [
     *("backbone.depth=1", "backbone.hidden_size=32", "backbone.grid=[4, 4]"),
     *("text_encoder.width=16", "text_encoder.depth=1", "validation.prompts=[]"),
