@@ -127,7 +127,7 @@ class MultiScaleVQ(nn.Module):
         return self.quantizer.codebook.look_up(codes)
 
     def inputs(self, codes: Tensor) -> Tensor:
-        """Codes of the first k scales to what predicts the next: see `MultiScaleCodebook.inputs`."""
+        """Codes of the first k scales to what predicts the next; see `MultiScaleCodebook`."""
         return self.quantizer.inputs(codes)
 
     def decode(self, latents: Tensor) -> Tensor:
