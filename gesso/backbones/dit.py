@@ -144,11 +144,8 @@ class DiT(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> tokens with their positions, [B, N, D]."""
-        config, p = self.config, self.patch_size
-        grid = (x.shape[2] // p, x.shape[3] // p)
-        position = sincos_2d(*grid, config.hidden_size, config.base_size, device=x.device)
-        dtype = self.x_embedder.proj.weight.dtype
-        return self.x_embedder(x.to(dtype)) + position.to(dtype)
+        dim, base, device = self.config.hidden_size, self.config.base_size, x.device
+        return self.x_embedder.placed(x, lambda h, w: sincos_2d(h, w, dim, base, 1.0, device))
 
     def null(self, cond: Cond) -> Cond:
         """The unconditional branch: the row of the class table that means no class."""

@@ -238,11 +238,8 @@ class MicroDiT(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> tokens with their positions, [B, N, D]."""
-        config, p = self.config, self.patch_size
-        grid = (x.shape[2] // p, x.shape[3] // p)
-        position = sincos_2d(*grid, config.hidden_size, config.base_size, 1.0, x.device)
-        dtype = self.x_embedder.proj.weight.dtype
-        return self.x_embedder(x.to(dtype)) + position.to(dtype)
+        dim, base, device = self.config.hidden_size, self.config.base_size, x.device
+        return self.x_embedder.placed(x, lambda h, w: sincos_2d(h, w, dim, base, 1.0, device))
 
     def prepare(self, cond: Cond, times: Tensor | None = None) -> Prepared:
         """What does not depend on x, once for many steps: every block's text keys and values.
@@ -274,8 +271,7 @@ class MicroDiT(nn.Module):
         text = [y] * config.depth
         if config.mixer_depth:
             text = [self.patch_mixer_map_y(y)] * config.mixer_depth + text
-        micro = self.pooled_y_emb_process(mean)
-        return Prepared(text, bias, micro, control=cond.control, control_scale=cond.control_scale)
+        return Prepared.of(cond, text, bias, self.pooled_y_emb_process(mean))
 
 
 def _between(ends: tuple[float, float], i: int, n: int) -> float:

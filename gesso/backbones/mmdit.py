@@ -257,13 +257,11 @@ class MMDiT(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> tokens with their positions, [B, N, D]."""
-        config, p = self.config, self.patch_size
-        grid = (x.shape[2] // p, x.shape[3] // p)
-        position = sincos_2d_centred(
-            *grid, config.hidden_size, config.base_size, config.table_size, x.device
+        c = self.config
+        sides = c.base_size, c.table_size
+        return self.x_embedder.placed(
+            x, lambda h, w: sincos_2d_centred(h, w, c.hidden_size, *sides, x.device)
         )
-        dtype = self.x_embedder.proj.weight.dtype
-        return self.x_embedder(x.to(dtype)) + position.to(dtype)
 
     def _check_positions(self, x: Tensor) -> None:
         most = self.patch_size * self.config.table_size

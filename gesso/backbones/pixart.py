@@ -226,17 +226,11 @@ class PixArt(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> tokens with their positions, [B, N, D]."""
-        config, p = self.config, self.patch_size
-        position = sincos_2d(
-            x.shape[2] // p,
-            x.shape[3] // p,
-            config.hidden_size,
-            config.base_size,
-            config.interpolation_scale,
-            x.device,
+        c = self.config
+        scale = c.base_size, c.interpolation_scale
+        return self.x_embedder.placed(
+            x, lambda h, w: sincos_2d(h, w, c.hidden_size, *scale, x.device)
         )
-        dtype = self.x_embedder.proj.weight.dtype
-        return self.x_embedder(x.to(dtype)) + position.to(dtype)
 
     def prepare(self, cond: Cond, times: Tensor | None = None) -> Prepared:
         """What does not depend on x, once for many steps: the same pictures sooner.
@@ -251,8 +245,7 @@ class PixArt(nn.Module):
                 device, which is the CPU: to look t up, a GPU would have to wait.
         """
         ready = self._embed(cond.trim())
-        text = read_ahead(self.blocks, ready.text)  # type: ignore[arg-type]
-        ready = replace(ready, text=text)
+        ready = replace(ready, text=read_ahead(self.blocks, ready.text))  # type: ignore[arg-type]
         if times is None or times.device != self.x_embedder.proj.weight.device:
             return ready
         rows = zip(*self._modulation(self.t_embedder(times)[:, None], ready.micro), strict=True)
@@ -264,13 +257,7 @@ class PixArt(nn.Module):
         text = self.y_embedder(tokens.to(self.x_embedder.proj.weight.dtype))  # [B, L, D]
         bias = None if cond.mask is None else mask_bias(cond.mask, text.dtype)
         micro = self._micro(cond) if config.micro_conditions else None
-        return Prepared(
-            [text] * config.depth,
-            bias,
-            micro,
-            control=cond.control,
-            control_scale=cond.control_scale,
-        )
+        return Prepared.of(cond, [text] * config.depth, bias, micro)
 
     def _modulation(self, time: Tensor, micro: Tensor | None) -> tuple[Tensor, Tensor]:
         """A time embedding [..., D] with micro-conditions, and what blocks take of it: t_block's

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +26,14 @@ class PatchEmbed(nn.Module):
         x = x.view(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)  # [B, h/p, w/p, C, p, p]
         x = x.reshape(b, (h // p) * (w // p), c * p * p)  # [B, N, C p p]
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+
+    def placed(self, x: Tensor, table: Callable[[int, int], Tensor]) -> Tensor:
+        """Tokens with their positions, [B, C, h, w] -> [B, N, dim]; `table` of the grid's height
+        and width is [N, dim]."""
+        p, dtype = self.patch_size, self.proj.weight.dtype
+        position = table(x.shape[2] // p, x.shape[3] // p)
+        tokens: Tensor = self(x.to(dtype))
+        return tokens + position.to(dtype)
 
 
 def unpatchify(tokens: Tensor, height: int, width: int, patch_size: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from gesso.nn.attention import CrossAttention, KeysValues
+from gesso.types import Cond
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,13 @@ class Prepared:
     control: Tensor | None = None
     control_scale: Tensor | None = None
     times: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, cond: Cond, text: Sequence[Tensor], bias: Tensor | None, micro: Tensor | None
+    ) -> Prepared:
+        """What is embedded of a condition, with the control that it carries."""
+        return cls(text, bias, micro, cond.control, cond.control_scale)
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
         """The entry of `times` if all of t [B] is one known time."""
