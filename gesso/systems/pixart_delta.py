@@ -52,6 +52,12 @@ SYSTEM = System(
         ),
         Finding("and are above the teacher at 4 steps and twice the cost, 0.71", NOT_SHOWN),
         Finding("and above the teacher at equal cost, 0.32", SHOWN),
+        Finding(
+            "A control branch of 300 steps follows edges, IoU 0.90 (without it 0.08), and 95 % of "
+            "the caption's objects have their shape and colour",
+            SHOWN,
+        ),
+        Finding("The released wiring follows better than the ordinary one, 0.90", NOT_SHOWN),
     ],
 )
 
