@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gesso.systems import System, miniature
+from gesso.experiments.verdict import NOT_SHOWN
+from gesso.systems import Finding, System, miniature
 
 if TYPE_CHECKING:
     from gesso.config import Recipe
@@ -35,6 +36,15 @@ SYSTEM = System(
         "gesso train sim objective.divergence=kl objective.weight=residual",
         'gesso paint "a red circle" --model runs/sim',
         "gesso reproduce sim --quick",
+    ],
+    measured=[
+        Finding(
+            "on a mixture in the plane one step is closer to the truth than the teacher's four: "
+            "sliced Wasserstein distance 0.064 and 0.061",
+            NOT_SHOWN,
+        ),
+        Finding("shares of the modes are closer than Diff-Instruct's, 0.019 and 0.015", NOT_SHOWN),
+        Finding("the squared distance swings more, 0.007 and 0.008", NOT_SHOWN),
     ],
 )
 
