@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import torch
 
-from gesso.config import DiffusionConfig, SampleConfig
+from gesso.config import DiffusionConfig, SampleConfig, Spec
 from gesso.convert import checkpoint, hub, pixart, published_sd3, variants
 from gesso.convert.checkpoint import WEIGHT_SUFFIXES, read_json
 from gesso.convert.network import Network, read_network, read_pixart, with_branch
+from gesso.convert.parts import PublishedParts
 from gesso.convert.published_sd3 import PublishedSD3
-from gesso.model import PARTS, Description, Model
+from gesso.model import Description
 from gesso.types import GessoError
 
 PIPELINES: dict[str, pixart.Family] = {
@@ -32,7 +33,7 @@ TRANSFORMERS = ("PixArtTransformer2DModel", "Transformer2DModel")
 
 
 @dataclass
-class Published:
+class Published(PublishedParts):
     """Files of published weights, found but not read.
 
     Attributes:
@@ -83,32 +84,9 @@ class Published:
         network = read_network(self.files, self.hints, dtype)
         return network if self.controlnet is None else with_branch(network, self.controlnet)
 
-    def load(self, parts: Collection[str] = PARTS, dtype: str = "float32") -> Model:
-        """The model.
-
-        Args:
-            parts: some of `gesso.model.PARTS`; the others are None in the model.
-            dtype: float32 or bfloat16: of the transformer's and the text encoder's weights, and of
-                the contract.
-
-        Raises:
-            GessoError: a part has no files (says which argument gives it), or does not fit.
-        """
-        self.check_encoders(parts)
-        backbone = None
-        if "backbone" in parts or self._description is None:
-            network = self.network(getattr(torch, dtype))
-            self._description = self.describe(network)
-            for note in network.notes:
-                warnings.warn(note, stacklevel=2)
-            if "backbone" in parts:
-                backbone = network.build()
-            del network  # or its tensors would stay beside those of other parts
-        description = self._description.model_copy(deep=True)
-        description.sample.dtype = dtype  # type: ignore[assignment]
-        if description.text_encoder is not None:
-            description.text_encoder["dtype"] = dtype
-        return Model.build(description, parts=parts, backbone=backbone)
+    def text_encoders(self, description: Description) -> list[Spec]:
+        """The spec of T5."""
+        return [] if description.text_encoder is None else [description.text_encoder]
 
     def describe(self, network: Network) -> Description:
         """What a gesso model of this network and these encoders says in its `gesso.json`.

@@ -7,7 +7,6 @@ it for the autoencoder and the text encoders.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,9 @@ from gesso.convert import checkpoint, hub
 from gesso.convert.checkpoint import WEIGHT_SUFFIXES, read_json
 from gesso.convert.families import name_family
 from gesso.convert.network import Network
+from gesso.convert.parts import PublishedParts
 from gesso.convert.sd3_network import FAMILY, read_network
-from gesso.model import PARTS, Description, Model
+from gesso.model import Description
 from gesso.types import GessoError
 
 PIPELINE, TRANSFORMER = "StableDiffusion3Pipeline", "SD3Transformer2DModel"
@@ -33,7 +33,7 @@ SHIFT = 3.0  # of the published schedulers
 
 
 @dataclass
-class PublishedSD3:
+class PublishedSD3(PublishedParts):
     """Files of published weights, found but not read.
 
     Attributes:
@@ -66,32 +66,10 @@ class PublishedSD3:
         """Read the transformer; see `gesso.convert.sd3_network.read_network`."""
         return read_network(self.files, self.transformer_config, dtype)
 
-    def load(self, parts: Collection[str] = PARTS, dtype: str = "float32") -> Model:
-        """The model.
-
-        Args:
-            parts: some of `gesso.model.PARTS`; the others are None in the model.
-            dtype: float32 or bfloat16: of the transformer's and the text encoders' weights, and of
-                the contract.
-
-        Raises:
-            GessoError: a part has no files (says which argument gives it), or does not fit.
-        """
-        self.check_encoders(parts)
-        backbone = None
-        if "backbone" in parts or self._description is None:
-            network = self.network(getattr(torch, dtype))
-            self._description = self.describe(network)
-            for note in network.notes:
-                warnings.warn(note, stacklevel=2)
-            backbone = network.build() if "backbone" in parts else None
-            del network  # or its tensors would stay beside those of other parts
-        description = self._description.model_copy(deep=True)
-        description.sample.dtype = dtype  # type: ignore[assignment]
-        for spec in (s for group in (description.text_encoder or {})["encoders"] for s in group):
-            if spec["name"] != "silent":
-                spec["dtype"] = dtype
-        return Model.build(description, parts=parts, backbone=backbone)
+    def text_encoders(self, description: Description) -> list[Spec]:
+        """The specs of the encoders that are joined, but those that are left out."""
+        groups = (description.text_encoder or {})["encoders"]
+        return [spec for group in groups for spec in group if spec["name"] != "silent"]
 
     def describe(self, network: Network) -> Description:
         """What a gesso model of this network and these encoders says in its `gesso.json`.
